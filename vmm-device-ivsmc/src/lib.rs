@@ -1,0 +1,1 @@
+//! The ivsmc device: not written yet.
