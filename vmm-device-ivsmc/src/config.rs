@@ -1,0 +1,539 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The device's options: parsed from text, and checked apart from that, with one error for each rule.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::Gid;
+
+/// The smallest window, in bytes: what the window's format needs.
+const MIN_WINDOW: u64 = 2 << 20;
+/// The largest BAR2, in bytes: what guests can be expected to have room for.
+const MAX_BAR: u64 = 1 << 40;
+/// The most bytes that a socket's path can have: `sun_path` less its terminating zero.
+const MAX_PATH: usize = 107;
+/// The most links of a device.
+const MAX_PEERS: u16 = 64;
+/// The most MSI-X vectors of a device.
+const MAX_VECTORS: u16 = 16;
+/// The CHIDs that Linux reserves for emulated ISM devices, except loopback's.
+const FABRIC_IDS: std::ops::RangeInclusive<u16> = 0xff00..=0xfffe;
+
+/// The options of one device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The VMM's name for the device; empty: the VMM picks one.
+    #[serde(default)]
+    pub id: String,
+    /// The Unix socket on which the device listens for peers.
+    pub path: PathBuf,
+    /// The sockets of the devices that it joins.
+    #[serde(default)]
+    pub peers: Vec<PathBuf>,
+    /// Size of the window that it shares with each peer, in bytes: a power of two of at least 2 MiB.
+    #[serde(default = "default_window_size")]
+    pub window_size: u64,
+    /// How many links it can have: 1 to 64.
+    #[serde(default = "default_max_peers")]
+    pub max_peers: u16,
+    /// MSI-X vectors: 1 to 16.
+    #[serde(default = "default_vectors")]
+    pub vectors: u16,
+    /// The device's GID; a random one when there is none.
+    #[serde(default)]
+    pub gid: Option<Gid>,
+    /// The fabric that it belongs to, which is the CHID that SMC sees: 0xff00 to 0xfffe.
+    #[serde(default = "default_fabric_id")]
+    pub fabric_id: u16,
+    /// Whether the windows that it makes are of huge pages, and those that peers make may be.
+    #[serde(default)]
+    pub hugepages: bool,
+}
+
+fn default_window_size() -> u64 {
+    64 << 20
+}
+
+fn default_max_peers() -> u16 {
+    8
+}
+
+fn default_vectors() -> u16 {
+    4
+}
+
+fn default_fabric_id() -> u16 {
+    0xff00
+}
+
+/// What is wrong with a device's options.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// Not of the form `option=value`.
+    #[error("ivsmc: '{0}' is not of the form option=value; options are {syntax}", syntax = Config::SYNTAX)]
+    NotAnOption(String),
+    /// An option that does not exist.
+    #[error("ivsmc: there is no option '{0}'; options are {syntax}", syntax = Config::SYNTAX)]
+    UnknownOption(String),
+    /// An option that is given twice.
+    #[error("ivsmc: {0} is given twice; give it once")]
+    Twice(String),
+    /// A bracket or quote without its other half.
+    #[error("ivsmc: '{0}' has a bracket or quote that is not closed; a list is written [a,b]")]
+    Unbalanced(String),
+    /// A value that should be a number.
+    #[error("ivsmc: {option}={value} is not a number; use decimal or 0x and hexadecimal digits")]
+    BadNumber {
+        /// The option's name.
+        option: &'static str,
+        /// What was given.
+        value: String,
+    },
+    /// A value that should be a size.
+    #[error("ivsmc: size={0} is not a size; use bytes, or a number with K, M, G or T, as in 64M")]
+    BadSize(String),
+    /// A value that should be on or off.
+    #[error("ivsmc: {option}={value} is neither on nor off; use one of these")]
+    BadSwitch {
+        /// The option's name.
+        option: &'static str,
+        /// What was given.
+        value: String,
+    },
+    /// A GID that is none.
+    #[error("ivsmc: gid={0} is not a GID; use a UUID that is not all zeros, or leave it out")]
+    BadGid(String),
+    /// There is no socket to listen on.
+    #[error("ivsmc: path is missing; give the socket to listen on, as in path=/run/ivsmc/a")]
+    NoPath,
+    /// A path that does not fit into a socket's address.
+    #[error(
+        "ivsmc: {option}={path} has {length} bytes; a socket's path can have {MAX_PATH}, use a shorter one"
+    )]
+    PathTooLong {
+        /// The option's name.
+        option: &'static str,
+        /// What was given.
+        path: PathBuf,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// A path that cannot be one.
+    #[error("ivsmc: {option}={path:?} is no path; it must not be empty nor contain a zero byte")]
+    BadPath {
+        /// The option's name.
+        option: &'static str,
+        /// What was given.
+        path: PathBuf,
+    },
+    /// The device would join itself.
+    #[error("ivsmc: peer={0} is the device's own path; give the path of another VM's device")]
+    PeerIsSelf(PathBuf),
+    /// The same peer twice.
+    #[error("ivsmc: peer={0} is listed twice; list each peer once")]
+    PeerTwice(PathBuf),
+    /// More peers than links.
+    #[error("ivsmc: peer lists {peers} sockets but max_peers={max_peers}; raise max_peers")]
+    TooManyPeers {
+        /// Peers given.
+        peers: usize,
+        /// Links of the device.
+        max_peers: u16,
+    },
+    /// A window size that is no power of two.
+    #[error("ivsmc: size={0} is not a power of two; use {down} or {up}", down = below(*.0), up = above(*.0))]
+    SizeNotPowerOfTwo(u64),
+    /// A window size that is too small.
+    #[error("ivsmc: size={0} is too small for a window; use at least 2M")]
+    SizeTooSmall(u64),
+    /// Windows that are too large altogether.
+    #[error(
+        "ivsmc: size={size} for each of max_peers={max_peers} is more than 1T; lower one of the two"
+    )]
+    SizeTooLarge {
+        /// Size of a window in bytes.
+        size: u64,
+        /// Links of the device.
+        max_peers: u16,
+    },
+    /// Too few or too many links.
+    #[error("ivsmc: max_peers={0} is out of range; use 1 to {MAX_PEERS}")]
+    MaxPeers(u16),
+    /// Too few or too many vectors.
+    #[error("ivsmc: vectors={0} is out of range; use 1 to {MAX_VECTORS}")]
+    Vectors(u16),
+    /// A CHID of something else.
+    #[error("ivsmc: fabric_id={0:#x} is out of range; use 0xff00 to 0xfffe")]
+    FabricId(u16),
+}
+
+/// The power of two below a size, at least the smallest window.
+fn below(size: u64) -> u64 {
+    size.checked_ilog2()
+        .map_or(0, |bits| 1 << bits)
+        .max(MIN_WINDOW)
+}
+
+/// The power of two above a size, at least twice the smallest window.
+fn above(size: u64) -> u64 {
+    size.checked_next_power_of_two()
+        .unwrap_or(1 << 63)
+        .max(2 * MIN_WINDOW)
+}
+
+impl Config {
+    /// The options, for a VMM's help text.
+    pub const SYNTAX: &'static str = "\"path=<socket_to_listen_on>,peer=<socket_to_join>|[<socket>,<socket>...],\
+        size=<window_size>,max_peers=<1..64>,vectors=<1..16>,gid=<uuid>,fabric_id=<0xff00..0xfffe>,\
+        hugepages=on|off,id=<device_id>\"";
+
+    /// The default options with the given socket to listen on.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Config {
+            id: String::new(),
+            path: path.into(),
+            peers: Vec::new(),
+            window_size: default_window_size(),
+            max_peers: default_max_peers(),
+            vectors: default_vectors(),
+            gid: None,
+            fabric_id: default_fabric_id(),
+            hugepages: false,
+        }
+    }
+
+    /// Checks everything about the options that can be known without touching the system.
+    ///
+    /// # Errors
+    /// The first rule that is broken.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.path.as_os_str().is_empty() {
+            return Err(ConfigError::NoPath);
+        }
+        check_path("path", &self.path)?;
+        for (n, peer) in self.peers.iter().enumerate() {
+            check_path("peer", peer)?;
+            if same_path(peer, &self.path) {
+                return Err(ConfigError::PeerIsSelf(peer.clone()));
+            }
+            if self.peers[..n].iter().any(|other| same_path(peer, other)) {
+                return Err(ConfigError::PeerTwice(peer.clone()));
+            }
+        }
+        if !(1..=MAX_PEERS).contains(&self.max_peers) {
+            return Err(ConfigError::MaxPeers(self.max_peers));
+        }
+        if self.peers.len() > usize::from(self.max_peers) {
+            return Err(ConfigError::TooManyPeers {
+                peers: self.peers.len(),
+                max_peers: self.max_peers,
+            });
+        }
+        if self.window_size < MIN_WINDOW {
+            return Err(ConfigError::SizeTooSmall(self.window_size));
+        }
+        if !self.window_size.is_power_of_two() {
+            return Err(ConfigError::SizeNotPowerOfTwo(self.window_size));
+        }
+        if self.window_size > MAX_BAR / u64::from(self.max_peers.next_power_of_two()) {
+            return Err(ConfigError::SizeTooLarge {
+                size: self.window_size,
+                max_peers: self.max_peers,
+            });
+        }
+        if !(1..=MAX_VECTORS).contains(&self.vectors) {
+            return Err(ConfigError::Vectors(self.vectors));
+        }
+        if !FABRIC_IDS.contains(&self.fabric_id) {
+            return Err(ConfigError::FabricId(self.fabric_id));
+        }
+        match self.gid {
+            Some(gid) if gid.is_null() => Err(ConfigError::BadGid(gid.to_string())),
+            _ => Ok(()),
+        }
+    }
+
+    /// log2 of the window's size.
+    pub(crate) fn window_shift(&self) -> u32 {
+        self.window_size.ilog2()
+    }
+}
+
+fn check_path(option: &'static str, path: &Path) -> Result<(), ConfigError> {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    if bytes.is_empty() || bytes.contains(&0) {
+        return Err(ConfigError::BadPath {
+            option,
+            path: path.into(),
+        });
+    }
+    if bytes.len() > MAX_PATH {
+        return Err(ConfigError::PathTooLong {
+            option,
+            path: path.into(),
+            length: bytes.len(),
+        });
+    }
+    Ok(())
+}
+
+/// Whether two paths are the same file as far as their text says.
+fn same_path(one: &Path, other: &Path) -> bool {
+    match (std::path::absolute(one), std::path::absolute(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => one == other,
+    }
+}
+
+/// Parses the text of a command line option. It does not [`validate`](Config::validate).
+impl FromStr for Config {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let mut config = Config::new("");
+        let mut seen: Vec<&str> = Vec::new();
+        for part in split(text)? {
+            let Some((option, value)) = part.split_once('=') else {
+                return Err(ConfigError::NotAnOption(part.into()));
+            };
+            if seen.contains(&option) {
+                return Err(ConfigError::Twice(option.into()));
+            }
+            seen.push(option);
+            match option {
+                "id" => config.id = unquote(value).into(),
+                "path" => config.path = unquote(value).into(),
+                "peer" => config.peers = list(value)?,
+                "size" => config.window_size = size(value)?,
+                "max_peers" => config.max_peers = number("max_peers", value)?,
+                "vectors" => config.vectors = number("vectors", value)?,
+                "gid" => {
+                    let gid = value
+                        .parse()
+                        .map_err(|_| ConfigError::BadGid(value.into()))?;
+                    config.gid = Some(gid);
+                }
+                "fabric_id" => config.fabric_id = number("fabric_id", value)?,
+                "hugepages" => config.hugepages = switch("hugepages", value)?,
+                _ => return Err(ConfigError::UnknownOption(option.into())),
+            }
+        }
+        if config.path.as_os_str().is_empty() {
+            return Err(ConfigError::NoPath);
+        }
+        Ok(config)
+    }
+}
+
+/// Splits at commas that are neither in brackets nor in double quotes.
+fn split(text: &str) -> Result<Vec<&str>, ConfigError> {
+    let mut parts = Vec::new();
+    let (mut start, mut quoted, mut listed) = (0, false, false);
+    for (at, character) in text.char_indices() {
+        match character {
+            '"' => quoted = !quoted,
+            '[' if !quoted && !listed => listed = true,
+            ']' if !quoted && listed => listed = false,
+            ',' if !quoted && !listed => {
+                parts.push(&text[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    if quoted || listed {
+        return Err(ConfigError::Unbalanced(text.into()));
+    }
+    parts.push(&text[start..]);
+    Ok(parts)
+}
+
+fn unquote(value: &str) -> &str {
+    value
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'))
+        .unwrap_or(value)
+}
+
+fn list(value: &str) -> Result<Vec<PathBuf>, ConfigError> {
+    match value
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
+        Some("") => Ok(Vec::new()),
+        Some(inner) => Ok(split(inner)?
+            .into_iter()
+            .map(|path| unquote(path).into())
+            .collect()),
+        None => Ok(vec![unquote(value).into()]),
+    }
+}
+
+fn number(option: &'static str, value: &str) -> Result<u16, ConfigError> {
+    let parsed = match value.strip_prefix("0x") {
+        Some(digits) => u16::from_str_radix(digits, 16),
+        None => value.parse(),
+    };
+    parsed.map_err(|_| ConfigError::BadNumber {
+        option,
+        value: value.into(),
+    })
+}
+
+fn size(value: &str) -> Result<u64, ConfigError> {
+    let (digits, shift) = match value.as_bytes().last() {
+        Some(b'K') => (&value[..value.len() - 1], 10),
+        Some(b'M') => (&value[..value.len() - 1], 20),
+        Some(b'G') => (&value[..value.len() - 1], 30),
+        Some(b'T') => (&value[..value.len() - 1], 40),
+        _ => (value, 0),
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| ConfigError::BadSize(value.into()))
+}
+
+fn switch(option: &'static str, value: &str) -> Result<bool, ConfigError> {
+    match value {
+        "on" | "true" => Ok(true),
+        "off" | "false" => Ok(false),
+        _ => Err(ConfigError::BadSwitch {
+            option,
+            value: value.into(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(text: &str) -> Result<Config, ConfigError> {
+        let config: Config = text.parse()?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn message(text: &str) -> String {
+        checked(text)
+            .map(|_| String::new())
+            .unwrap_or_else(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults() {
+        let config = checked("path=/run/a").unwrap();
+        assert_eq!(config, Config::new("/run/a"));
+        assert_eq!(config.window_size, 64 << 20);
+        assert_eq!(
+            (config.max_peers, config.vectors, config.fabric_id),
+            (8, 4, 0xff00)
+        );
+    }
+
+    #[test]
+    fn everything_given() {
+        let gid = "01234567-89ab-4def-8123-456789abcdef";
+        let config = checked(&format!(
+            "id=smc0,path=\"/run/a,b\",peer=[/run/c,\"/run/d]\"],size=2G,max_peers=2,vectors=0x10,\
+             gid={gid},fabric_id=0xfffe,hugepages=on"
+        ))
+        .unwrap();
+        assert_eq!(config.id, "smc0");
+        assert_eq!(config.path, PathBuf::from("/run/a,b"));
+        assert_eq!(
+            config.peers,
+            [PathBuf::from("/run/c"), PathBuf::from("/run/d]")]
+        );
+        assert_eq!(config.window_size, 2 << 30);
+        assert_eq!(
+            (config.max_peers, config.vectors, config.fabric_id),
+            (2, 16, 0xfffe)
+        );
+        assert_eq!(config.gid.unwrap().to_string(), gid);
+        assert!(config.hugepages);
+    }
+
+    #[test]
+    fn every_error_names_option_value_and_remedy() {
+        let long = "x".repeat(108);
+        let peers: Vec<String> = (0..9).map(|n| format!("/p{n}")).collect();
+        let peers = format!("path=/a,peer=[{}]", peers.join(","));
+        for (text, words) in [
+            (
+                "path=/a,size=3M",
+                &["size=3145728", "power of two", "2097152", "4194304"][..],
+            ),
+            ("path=/a,size=1M", &["size=1048576", "at least 2M"]),
+            ("path=/a,size=0", &["size=0", "at least 2M"]),
+            (
+                "path=/a,size=1T,max_peers=2",
+                &["size=1099511627776", "max_peers=2", "lower"],
+            ),
+            ("path=/a,size=12X", &["size=12X", "64M"]),
+            ("path=/a,size=99999999999T", &["size=99999999999T", "64M"]),
+            (
+                &format!("path=/{long}"),
+                &["path=/xx", "109 bytes", "107", "shorter"],
+            ),
+            (
+                &format!("path=/a,peer={long}"),
+                &["peer=xx", "108 bytes", "107", "shorter"],
+            ),
+            (
+                "path=/a/b,peer=/a/./b",
+                &["peer=/a/./b", "own path", "another"],
+            ),
+            ("path=/a,peer=[/b,/b]", &["peer=/b", "twice", "once"]),
+            (&peers, &["peer lists 9", "max_peers=8", "raise"]),
+            ("path=/a,peer=", &["peer=\"\"", "empty"]),
+            ("peer=/b", &["path is missing", "path=/run/ivsmc/a"]),
+            ("path=,peer=/b", &["path is missing", "path=/run/ivsmc/a"]),
+            ("path=/a,pear=/b", &["'pear'", "options are", "peer="]),
+            ("path=/a,peer", &["'peer'", "option=value"]),
+            ("path=/a,path=/b", &["path", "twice", "once"]),
+            ("path=/a,peer=[/b", &["not closed", "[a,b]"]),
+            (
+                "path=/a,max_peers=many",
+                &["max_peers=many", "not a number"],
+            ),
+            ("path=/a,max_peers=0", &["max_peers=0", "1 to 64"]),
+            ("path=/a,max_peers=65", &["max_peers=65", "1 to 64"]),
+            (
+                "path=/a,max_peers=70000",
+                &["max_peers=70000", "not a number"],
+            ),
+            ("path=/a,vectors=17", &["vectors=17", "1 to 16"]),
+            (
+                "path=/a,fabric_id=0xffff",
+                &["fabric_id=0xffff", "0xff00 to 0xfffe"],
+            ),
+            ("path=/a,hugepages=yes", &["hugepages=yes", "on nor off"]),
+            ("path=/a,gid=12", &["gid=12", "UUID"]),
+            (
+                "path=/a,gid=00000000-0000-0000-0000-000000000000",
+                &["gid=00000000", "not all zeros"],
+            ),
+        ] {
+            let message = message(text);
+            for word in words {
+                assert!(
+                    message.contains(word),
+                    "{text}: '{message}' does not say '{word}'"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_path_of_107_bytes_is_just_right() {
+        checked(&format!("path=/{}", "x".repeat(106))).unwrap();
+    }
+}
