@@ -1,3 +1,78 @@
-//! Not written yet.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `cargo xtask`: every command that ivsmc's README knows.
+//!
+//! - [`setup`] prepares: [`prerequisites`] (packages), [`kernel_source`], [`kernel`], [`module`] (ivpci),
+//!   [`programs`] (everything in Rust), [`image`] (initramfs of guest and lab VM).
+//! - [`demo`] and [`test`] prepare, then [`run`] the runner `ivsmc-lab` where [`platform`] says: on this
+//!   machine's KVM, or in the [`lab_vm`].
+//! - [`cache`] is the folder outside the repository where everything that is built is kept; [`process`]
+//!   runs commands with a progress line and a log.
 
-fn main() {}
+mod cache;
+mod demo;
+mod image;
+mod kernel;
+mod kernel_source;
+mod lab_vm;
+mod module;
+mod platform;
+mod prerequisites;
+mod process;
+mod programs;
+mod run;
+mod setup;
+mod test;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Prepares this machine for ivsmc, and runs its demo and its tests.
+///
+/// Whatever is missing is fetched or built first, once: packages (apt-get, as root), the guests' kernel
+/// with ivpci, the guests' image, the VMM. It is kept in $IVSMC_CACHE, else $XDG_CACHE_HOME/ivsmc, else
+/// ~/.cache/ivsmc; a command that was interrupted goes on where it was when it is run again.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fetch and build everything that demo and test need, and run nothing.
+    Setup(setup::Options),
+    /// Boot two guests, run the same TCP program over virtio-net and over SMC-D, print a table.
+    Demo(demo::Options),
+    /// Run every test: unit tests, the driver's checks, the suite of two guests.
+    Test(test::Options),
+    /// Run the lab's runner by hand, with arguments of your own (`cargo xtask lab -- --help`).
+    Lab(run::LabOptions),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Setup(options) => setup::main(&options),
+        Command::Demo(options) => demo::main(&options),
+        Command::Test(options) => test::main(&options),
+        Command::Lab(options) => run::lab(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The repository's top folder.
+fn repository() -> Result<PathBuf> {
+    // Cargo sets it for what it runs; what was compiled in could be another clone's.
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    Ok(manifest.parent().unwrap_or(Path::new(".")).canonicalize()?)
+}

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The kernel that guests and lab VM run: allnoconfig and the fragments of guest/kernel.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::cache::{self, Cache, Key};
+use crate::kernel_source::Source;
+use crate::process;
+
+/// Which kernel.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Flavour {
+    /// guest.config
+    Normal,
+    /// guest.config and debug.config: KASAN, lockdep and the like (a build of its own)
+    Debug,
+}
+
+impl Flavour {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::Debug => "debug",
+        }
+    }
+
+    fn fragments(self) -> &'static [&'static str] {
+        match self {
+            Self::Normal => &["guest.config"],
+            Self::Debug => &["guest.config", "debug.config"],
+        }
+    }
+
+    /// Lines that make prints, about.
+    fn steps(self) -> usize {
+        match self {
+            Self::Normal => 2200,
+            Self::Debug => 2400,
+        }
+    }
+}
+
+/// Options that only some of the versions that can be built know, and under which other name the rest do.
+const RENAMED: [(&str, &str); 1] = [("CONFIG_PROC_SYSCTL", "CONFIG_SYSCTL")];
+
+/// A built kernel.
+pub struct Kernel {
+    /// Its build folder, to build modules against.
+    pub build: PathBuf,
+    pub source: PathBuf,
+    /// Names it in the cache.
+    pub key: String,
+    /// Whether it can change under its name.
+    pub changes: bool,
+}
+
+impl Kernel {
+    /// The image to boot.
+    pub fn image(&self) -> PathBuf {
+        self.build.join("arch/x86/boot/bzImage")
+    }
+}
+
+/// Builds the kernel, unless it is there.
+pub fn build(
+    cache: &Cache,
+    repository: &Path,
+    source: &Source,
+    flavour: Flavour,
+) -> Result<Kernel> {
+    let mut fragment = String::new();
+    for name in flavour.fragments() {
+        let path = repository.join("guest/kernel").join(name);
+        fragment += &fs::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    let options: Vec<_> = options(&fragment).collect();
+    let compiler = process::output(Command::new("gcc").arg("-dumpfullversion"))?;
+    let key = Key::default()
+        .text("source", &source.identity)
+        .text("options", &options.join("\n"))
+        .text("compiler", &compiler)
+        .finish();
+    let kernel = Kernel {
+        build: cache.path(format!("kernel-{}-{key}", flavour.name())),
+        source: source.folder.clone(),
+        key,
+        changes: source.changes,
+    };
+    if cache::is_finished(&kernel.build) && !kernel.changes {
+        return Ok(kernel);
+    }
+
+    fs::create_dir_all(&kernel.build)?;
+    let seed = kernel.build.join("ivsmc.config");
+    fs::write(&seed, options.join("\n") + "\n")?;
+    let log = cache.log(&format!("kernel-{}-config", flavour.name()))?;
+    let mut configure = make(&kernel);
+    configure.env("KCONFIG_ALLCONFIG", &seed).arg("allnoconfig");
+    process::run_with_progress("kernel: configuring", configure, &log, None)?;
+    let configured = fs::read_to_string(kernel.build.join(".config"))?;
+    let lost = without_effect(&options, &configured);
+    if !lost.is_empty() {
+        bail!(
+            "guest/kernel/{}: Linux {} does not have, or not without other options: {}",
+            flavour.fragments().join(" and "),
+            source.version,
+            lost.join(", ")
+        );
+    }
+
+    let mut build = make(&kernel);
+    build
+        .arg(format!("-j{}", std::thread::available_parallelism()?))
+        .args(["bzImage", "modules"]);
+    process::run_with_progress(
+        &format!(
+            "kernel: building Linux {} ({})",
+            source.version,
+            flavour.name()
+        ),
+        build,
+        &cache.log(&format!("kernel-{}", flavour.name()))?,
+        Some(flavour.steps()),
+    )?;
+    cache::set_finished(&kernel.build)?;
+    Ok(kernel)
+}
+
+/// make in the kernel's build folder.
+fn make(kernel: &Kernel) -> Command {
+    let mut command = Command::new("make");
+    command
+        .arg("-C")
+        .arg(&kernel.source)
+        .arg(format!("O={}", kernel.build.display()));
+    clean_environment(&mut command);
+    command
+}
+
+/// Takes what would change the kernel's build from a command's environment.
+pub fn clean_environment(command: &mut Command) {
+    for name in [
+        "MAKEFLAGS",
+        "MAKELEVEL",
+        "ARCH",
+        "CROSS_COMPILE",
+        "LOCALVERSION",
+        "KCFLAGS",
+    ] {
+        command.env_remove(name);
+    }
+    command.env("LC_ALL", "C");
+}
+
+/// The options of a fragment, without comments.
+fn options(fragment: &str) -> impl Iterator<Item = &str> {
+    fragment
+        .lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("CONFIG_"))
+}
+
+/// The options that the configuration does not have as they were asked for.
+fn without_effect<'a>(options: &[&'a str], configured: &str) -> Vec<&'a str> {
+    let set = |name: &str| {
+        configured
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+    };
+    let has_effect = |option: &str| {
+        let Some((name, value)) = option.split_once('=') else {
+            return false;
+        };
+        match set(name) {
+            Some(found) => found == value,
+            None => {
+                value == "n"
+                    || RENAMED.iter().any(|(old, new)| {
+                        (name == *old && set(new).is_some()) || (name == *new && set(old).is_some())
+                    })
+            }
+        }
+    };
+    options
+        .iter()
+        .copied()
+        .filter(|option| !has_effect(option))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comments_are_no_options() {
+        let fragment = "# CONFIG_A=y\n\n CONFIG_B=y \nCONFIG_C=\"x y\"\n# CONFIG_D is not set\n";
+        assert_eq!(
+            options(fragment).collect::<Vec<_>>(),
+            ["CONFIG_B=y", "CONFIG_C=\"x y\""]
+        );
+    }
+
+    #[test]
+    fn options_without_effect_are_found() {
+        let configured = "CONFIG_A=y\nCONFIG_AB=m\n# CONFIG_C is not set\nCONFIG_SYSCTL=y\n";
+        let lost = |options: &[&'static str]| without_effect(options, configured);
+        assert!(
+            lost(&[
+                "CONFIG_A=y",
+                "CONFIG_AB=m",
+                "CONFIG_C=n",
+                "CONFIG_PROC_SYSCTL=y"
+            ])
+            .is_empty()
+        );
+        assert_eq!(lost(&["CONFIG_A=n"]), ["CONFIG_A=n"]);
+        assert_eq!(
+            lost(&["CONFIG_AB=y", "CONFIG_C=y"]),
+            ["CONFIG_AB=y", "CONFIG_C=y"]
+        );
+        assert_eq!(lost(&["CONFIG_NEVER_HEARD=y"]), ["CONFIG_NEVER_HEARD=y"]);
+    }
+}

@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The kernel's source: a tree of the user's, or the newest that Debian has.
+//!
+//! The system may be of a Debian release that is too old to have a kernel with DIBS. So apt is run with a
+//! configuration of its own, with its own lists, that knows newer releases; their packages are checked
+//! against the system's keyring, and the system's sources are not touched.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cache::{self, Cache, Key};
+use crate::process;
+
+/// The first version with DIBS.
+const MINIMUM: Version = Version(6, 18);
+/// Releases of Debian that have new kernels.
+const SUITES: [&str; 2] = ["trixie-backports", "sid"];
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// A kernel's version, as far as it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Version(u32, u32);
+
+/// A kernel's source tree.
+pub struct Source {
+    pub folder: PathBuf,
+    /// Names it, for people.
+    pub version: String,
+    /// Names it, for the cache.
+    pub identity: String,
+    /// Whether it can change under its name.
+    pub changes: bool,
+}
+
+/// The source to build: `tree` if there is one.
+pub fn get(cache: &Cache, tree: Option<&Path>) -> Result<Source> {
+    match tree {
+        Some(tree) => users(tree),
+        None => debians(cache),
+    }
+}
+
+fn users(tree: &Path) -> Result<Source> {
+    let folder = tree
+        .canonicalize()
+        .with_context(|| format!("--kernel-src {}", tree.display()))?;
+    let makefile = fs::read_to_string(folder.join("Makefile")).with_context(|| {
+        format!(
+            "--kernel-src {}: not a Linux source tree (no Makefile)",
+            tree.display()
+        )
+    })?;
+    let version = version_of(&makefile).with_context(|| {
+        format!(
+            "--kernel-src {}: not a Linux source tree (no version)",
+            tree.display()
+        )
+    })?;
+    ensure!(
+        version >= MINIMUM,
+        "--kernel-src {}: it is Linux {}.{}, but ivpci needs {}.{} or later",
+        tree.display(),
+        version.0,
+        version.1,
+        MINIMUM.0,
+        MINIMUM.1
+    );
+    Ok(Source {
+        version: format!("{}.{} of {}", version.0, version.1, folder.display()),
+        identity: folder.display().to_string(),
+        folder,
+        changes: true,
+    })
+}
+
+/// VERSION and PATCHLEVEL of Linux's Makefile.
+fn version_of(makefile: &str) -> Option<Version> {
+    let number = |name| {
+        makefile.lines().find_map(|line| {
+            let (variable, value) = line.split_once('=')?;
+            (variable.trim() == name).then(|| value.trim().parse().ok())?
+        })
+    };
+    Some(Version(number("VERSION")?, number("PATCHLEVEL")?))
+}
+
+fn debians(cache: &Cache) -> Result<Source> {
+    let folder = cache.path("linux");
+    let named = folder.join("current");
+    if !named.exists() {
+        fs::create_dir_all(&folder)?;
+        let version = fetch(cache, &folder)?;
+        let temporary = folder.join("current.new");
+        fs::write(&temporary, version)?;
+        fs::rename(temporary, &named)?;
+    }
+    let version = fs::read_to_string(named)?;
+    Ok(Source {
+        folder: folder.join(folder_name(&version)),
+        identity: version.clone(),
+        version,
+        changes: false,
+    })
+}
+
+/// A folder's name for a package's version: make does not like all that Debian does.
+fn folder_name(version: &str) -> String {
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || ".-+".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
+    format!("linux-{}", version.chars().map(plain).collect::<String>())
+}
+
+/// Fetches and unpacks the newest source into `folder`; returns its package's version.
+fn fetch(cache: &Cache, folder: &Path) -> Result<String> {
+    let apt = Apt::new(cache)?;
+    process::run_with_progress(
+        "kernel source: looking what Debian has",
+        apt.command("apt-get", &["-q", "update"]),
+        &cache.log("kernel-source-update")?,
+        None,
+    )?;
+    let names = process::output(&mut apt.command("apt-cache", &["pkgnames", "linux-source-"]))?;
+    let package = newest(&names).with_context(|| {
+        format!(
+            "no linux-source package of {}.{} or later in Debian's {}; give a source tree with \
+             --kernel-src DIR",
+            MINIMUM.0,
+            MINIMUM.1,
+            SUITES.join(", ")
+        )
+    })?;
+    let shown =
+        process::output(&mut apt.command("apt-cache", &["show", "--no-all-versions", &package]))?;
+    let version = shown
+        .lines()
+        .find_map(|line| line.strip_prefix("Version: "))
+        .with_context(|| format!("apt-cache show {package}: no version"))?
+        .trim()
+        .to_owned();
+
+    let target = folder.join(folder_name(&version));
+    if target.exists() {
+        return Ok(version);
+    }
+    let download = cache.fresh("linux/download")?;
+    let mut command = apt.command("apt-get", &["-q", "download", &package]);
+    command.current_dir(&download);
+    process::run_with_progress(
+        &format!("kernel source: fetching {package} {version} (about 160 MB)"),
+        command,
+        &cache.log("kernel-source-download")?,
+        None,
+    )?;
+    let unpacked = cache.fresh("linux/unpack")?;
+    let mut unpack = Command::new("bash");
+    unpack
+        .current_dir(&unpacked)
+        .args([
+            "-c",
+            "set -eo pipefail; dpkg-deb --fsys-tarfile \"$1\"/*.deb \
+            | tar --extract --to-stdout --wildcards './usr/src/linux-source-*.tar.xz' \
+            | tar --extract --xz --strip-components=1",
+        ])
+        .arg("unpack")
+        .arg(&download);
+    process::run_with_progress(
+        "kernel source: unpacking",
+        unpack,
+        &cache.log("kernel-source-unpack")?,
+        None,
+    )?;
+    fs::rename(unpacked, target)?;
+    cache::remove(&download)?;
+    Ok(version)
+}
+
+/// The newest of the packages named, if it is new enough.
+fn newest(names: &str) -> Option<String> {
+    let version = |name: &str| {
+        let (major, minor) = name.strip_prefix("linux-source-")?.split_once('.')?;
+        Some(Version(major.parse().ok()?, minor.parse().ok()?))
+    };
+    names
+        .lines()
+        .filter_map(|name| Some((version(name.trim())?, name.trim())))
+        .filter(|(version, _)| *version >= MINIMUM)
+        .max()
+        .map(|(_, name)| name.to_owned())
+}
+
+/// apt with sources, lists and a cache of its own.
+struct Apt {
+    options: Vec<String>,
+}
+
+impl Apt {
+    fn new(cache: &Cache) -> Result<Self> {
+        ensure!(
+            Path::new(KEYRING).exists(),
+            "{KEYRING} is not there, so Debian's packages cannot be checked; install \
+             debian-archive-keyring or give a kernel source tree with --kernel-src DIR"
+        );
+        let configured = process::output(Command::new("apt-get").args([
+            "indextargets",
+            "--format",
+            "$(LABEL) $(REPO_URI)",
+            "Created-By: Packages",
+        ]))?;
+        let archive = archive(&configured).context(
+            "Debian's archive is not among apt's sources (apt-get indextargets), so it is not known \
+             where to get the kernel's source; give a source tree with --kernel-src DIR",
+        )?;
+        // One place for each set of sources: apt's lists belong to what they were made from.
+        let folder = cache
+            .path("apt")
+            .join(Key::default().text("archive", archive).finish());
+        for sub in ["lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(folder.join(sub))?;
+        }
+        let sources = folder.join("sources.list");
+        let lines =
+            SUITES.map(|suite| format!("deb [signed-by={KEYRING}] {archive} {suite} main\n"));
+        fs::write(&sources, lines.concat())?;
+        let folder = folder.display();
+        Ok(Self {
+            options: [
+                format!("Dir::Etc::SourceList={}", sources.display()),
+                "Dir::Etc::SourceParts=/dev/null".to_owned(),
+                format!("Dir::State::Lists={folder}/lists"),
+                format!("Dir::Cache={folder}/cache"),
+                // apt's own user cannot read in a home folder
+                "APT::Sandbox::User=root".to_owned(),
+                "Acquire::Languages=none".to_owned(),
+                "Acquire::Retries=3".to_owned(),
+            ]
+            .into(),
+        })
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        for option in &self.options {
+            command.args(["-o", option]);
+        }
+        command.args(arguments).env("LC_ALL", "C");
+        command
+    }
+}
+
+/// The URI of Debian's archive among the system's sources ("label URI" lines).
+fn archive(configured: &str) -> Option<&str> {
+    let uris = || configured.lines().filter_map(|line| line.rsplit_once(' '));
+    // A source whose lists were never fetched has no label yet.
+    uris()
+        .find(|(label, _)| *label == "Debian")
+        .or_else(|| uris().find(|(_, uri)| uri.trim_end_matches('/').ends_with("/debian")))
+        .map(|(_, uri)| uri)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_come_from_the_makefile() {
+        let makefile = "# SPDX\nVERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 4\nNAME = x\n";
+        assert_eq!(version_of(makefile), Some(Version(7, 3)));
+        assert_eq!(version_of("all:\n\techo\n"), None);
+        assert!(Version(6, 9) < MINIMUM && Version(7, 0) > MINIMUM);
+    }
+
+    #[test]
+    fn the_newest_package_is_taken() {
+        let names = "linux-source-6.9\nlinux-source-7.3\nlinux-source-6.18\nlinux-source-7.10\n\
+                     linux-source-6.1\nlinux-source-7.3-rt\nlinux-source\n";
+        assert_eq!(newest(names).as_deref(), Some("linux-source-7.10"));
+        assert_eq!(newest("linux-source-6.1\nlinux-source-6.17\n"), None);
+    }
+
+    #[test]
+    fn the_archive_is_the_systems() {
+        let configured = "Debian-Security http://a.example/debian-security/\n\
+                          Debian http://a.example/debian-mirror/\n";
+        assert_eq!(archive(configured), Some("http://a.example/debian-mirror/"));
+        let fresh = "$(LABEL) http://a.example/debian-security/\n\
+                     $(LABEL) http://a.example/debian/\n";
+        assert_eq!(archive(fresh), Some("http://a.example/debian/"));
+        assert_eq!(archive("Ubuntu http://a.example/ubuntu/\n"), None);
+    }
+
+    #[test]
+    fn folder_names_are_plain() {
+        assert_eq!(folder_name("1:7.3.4-1~bpo13+1"), "linux-1_7.3.4-1_bpo13+1");
+    }
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The lab VM: a Linux under QEMU's TCG, which emulates an AMD processor with SVM well enough that guests run
+//! in it on a real /dev/kvm.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::platform;
+use crate::process;
+
+const QEMU: &str = "qemu-system-x86_64";
+/// Enough for the guests of the largest test.
+const MEMORY: &str = "4096M";
+/// What tests/lab-image/init adds to the runner's exit status, to tell it from QEMU's.
+const STATUS_BASE: i32 = 16;
+
+/// Boots the lab VM; returns the runner's exit status.
+///
+/// `share` is the folder that the lab VM gets as /host; the runner's output goes to `log` and to the
+/// terminal, the console of its kernel to `console`.
+pub fn run(
+    kernel: &Path,
+    image: &Path,
+    share: &Path,
+    log: &Path,
+    console: &Path,
+    limit: Duration,
+) -> Result<i32> {
+    let shown = process::output(Command::new(QEMU).arg("--version"))?;
+    let major = major(&shown).with_context(|| format!("{QEMU} --version: {shown:?}"))?;
+    let mut append = String::from("console=ttyS0 panic=-1 loglevel=4");
+    if let Some(option) = nested_paging(major) {
+        append = format!("{append} {option}");
+    }
+    let processors = std::thread::available_parallelism()?.get().clamp(2, 4);
+
+    let mut command = platform::dies_with_us(QEMU);
+    command
+        .args([
+            "-cpu",
+            "EPYC,+svm,+npt,-xsave",
+            "-accel",
+            "tcg,thread=multi",
+        ])
+        .args(["-smp", &processors.to_string(), "-m", MEMORY])
+        .args(["-display", "none", "-no-reboot", "-nodefaults"])
+        .arg("-serial")
+        .arg(format!("file:{}", console.display()))
+        .args([
+            "-chardev",
+            "stdio,id=runner,signal=off",
+            "-serial",
+            "chardev:runner",
+        ])
+        .arg("-virtfs")
+        .arg(format!(
+            "local,path={},mount_tag=host,security_model=none,multidevs=remap",
+            share.display()
+        ))
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(image)
+        .args(["-append", &append]);
+    let status = process::run_and_show(command, log, Some(limit))?;
+    match status.code().and_then(runner_status) {
+        Some(status) => Ok(status),
+        None => bail!(
+            "the lab VM ended without the runner's status (QEMU: {status}); the end of its console, {}:\n{}",
+            console.display(),
+            process::tail(console)
+        ),
+    }
+}
+
+/// What the lab's kernel needs to be told of nested paging: KVM uses it on AMD, but up to some version (7.2 has
+/// the fault, 11.1 does not) QEMU's loses guests to triple faults, and later versions work only with it.
+fn nested_paging(qemu: u32) -> Option<&'static str> {
+    (qemu < 8).then_some("kvm_amd.npt=0")
+}
+
+/// "QEMU emulator version 7.2.22 (Debian ...)": 7.
+fn major(shown: &str) -> Option<u32> {
+    shown
+        .split_once("version ")?
+        .1
+        .split('.')
+        .next()?
+        .parse()
+        .ok()
+}
+
+/// The runner's exit status in QEMU's: isa-debug-exit makes 2n + 1 of n.
+fn runner_status(qemu: i32) -> Option<i32> {
+    let status = (qemu - 1) / 2 - STATUS_BASE;
+    (qemu % 2 == 1 && status >= 0).then_some(status)
+}
+
+/// Checks that a lab VM can be given `share`: QEMU splits its options at commas.
+pub fn check_share(share: &Path) -> Result<()> {
+    if share.to_string_lossy().contains(',') {
+        bail!(
+            "the cache folder {} has a comma in its name, which QEMU cannot handle; set IVSMC_CACHE \
+             to another folder",
+            share.display()
+        );
+    }
+    Ok(fs::metadata(share).map(drop)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn qemus_version() {
+        assert_eq!(
+            major("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright"),
+            Some(7)
+        );
+        assert_eq!(major("QEMU emulator version 11.1.0"), Some(11));
+        assert_eq!(major("something else"), None);
+        assert!(nested_paging(7).is_some() && nested_paging(11).is_none());
+    }
+
+    #[test]
+    fn the_runners_status_is_told_from_qemus() {
+        let seen = |runner: i32| 2 * (runner + STATUS_BASE) + 1;
+        assert_eq!(runner_status(seen(0)), Some(0));
+        assert_eq!(runner_status(seen(100)), Some(100));
+        assert!(seen(100) < 256);
+        for of_qemu in [0, 1, 2] {
+            assert_eq!(runner_status(of_qemu), None);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Debian packages that building and running need.
+
+use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache::Cache;
+use crate::process;
+
+/// To build the kernel and the module.
+const BUILD: [&str; 13] = [
+    "gcc",
+    "libc6-dev",
+    "make",
+    "flex",
+    "bison",
+    "bc",
+    "libelf-dev",
+    "libssl-dev",
+    "xz-utils",
+    "cpio",
+    "kmod",
+    "perl",
+    "sparse",
+];
+
+/// To run the guests, and to be run in them.
+const RUN: [&str; 6] = [
+    "busybox-static",
+    "sockperf",
+    "redis-tools",
+    "qemu-system-x86",
+    "iproute2",
+    "util-linux",
+];
+
+/// Installs what is missing.
+pub fn install(cache: &Cache) -> Result<()> {
+    let installed = process::output(Command::new("dpkg-query").args([
+        "-W",
+        "-f",
+        "${db:Status-Status} ${Package}\n",
+    ]))
+    .context("ivsmc is prepared on Debian, or a system like it, with dpkg and apt")?;
+    let missing = missing(&installed);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !is_root()? {
+        bail!(
+            "packages are missing; install them and try again:\n  \
+             sudo apt-get update && sudo apt-get install --no-install-recommends {}",
+            missing.join(" ")
+        );
+    }
+    println!("packages: installing {}", missing.join(" "));
+    let apt_get = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            // the user's own changes of configuration files are kept
+            .args([
+                "-q",
+                "-y",
+                "-o",
+                "Dpkg::Use-Pty=0",
+                "-o",
+                "Dpkg::Options::=--force-confold",
+            ])
+            .args(arguments);
+        command
+    };
+    process::run_with_progress(
+        "packages: apt-get update",
+        apt_get(&["update"]),
+        &cache.log("apt-get-update")?,
+        None,
+    )?;
+    let mut install = apt_get(&["install", "--no-install-recommends"]);
+    install.args(&missing);
+    process::run_with_progress(
+        "packages: apt-get install",
+        install,
+        &cache.log("apt-get-install")?,
+        None,
+    )
+}
+
+/// Which packages are not in the output of dpkg-query.
+fn missing(installed: &str) -> Vec<&'static str> {
+    let installed: HashSet<_> = installed
+        .lines()
+        .filter_map(|line| line.strip_prefix("installed "))
+        .collect();
+    BUILD
+        .iter()
+        .chain(&RUN)
+        .copied()
+        .filter(|package| !installed.contains(package))
+        .collect()
+}
+
+/// Whether this process is root's.
+pub fn is_root() -> Result<bool> {
+    Ok(std::fs::metadata("/proc/self")
+        .context("cannot read /proc/self")?
+        .uid()
+        == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_installed_counts() {
+        let all = BUILD
+            .iter()
+            .chain(&RUN)
+            .map(|package| format!("installed {package}\n"));
+        let all: String = all.collect();
+        assert_eq!(missing(&all), Vec::<&str>::new());
+        assert_eq!(
+            missing(&all.replace("installed flex", "config-files flex")),
+            ["flex"]
+        );
+        assert_eq!(missing(""), [&BUILD[..], &RUN[..]].concat());
+    }
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Running the runner, `ivsmc-lab`, where the platform says.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+
+use crate::image;
+use crate::lab_vm;
+use crate::platform::{self, Platform};
+use crate::process;
+use crate::programs;
+use crate::setup::{self, KernelFlavour, KernelSource, Prepared};
+
+/// Under which VMM the guests run.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Vmm {
+    /// the embedded one, built from this repository
+    Reference,
+    /// a Cloud Hypervisor that has the device
+    CloudHypervisor,
+}
+
+impl Vmm {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Reference => "reference",
+            Self::CloudHypervisor => "cloud-hypervisor",
+        }
+    }
+}
+
+/// Where and under what the guests run.
+#[derive(Args)]
+pub struct RunOptions {
+    /// The VMM that runs the guests.
+    #[arg(long, value_enum, value_name = "VMM", default_value = "reference")]
+    vmm: Vmm,
+    /// The VMM's program, if it is not the embedded one.
+    #[arg(long, value_name = "FILE", required_if_eq("vmm", "cloud-hypervisor"))]
+    vmm_binary: Option<PathBuf>,
+    /// Where the guests run; unless given: on this machine's KVM if it has one, else in the lab VM.
+    #[arg(long, value_enum, value_name = "PLATFORM")]
+    platform: Option<Platform>,
+}
+
+/// Options of `cargo xtask lab`.
+#[derive(Args)]
+pub struct LabOptions {
+    #[command(flatten)]
+    source: KernelSource,
+    #[command(flatten)]
+    flavour: KernelFlavour,
+    #[command(flatten)]
+    run: RunOptions,
+    /// Arguments of the runner.
+    #[arg(last = true, value_name = "ARGUMENT")]
+    arguments: Vec<String>,
+}
+
+/// What a run left behind.
+pub struct Outcome {
+    /// The runner's exit status.
+    pub status: i32,
+    /// The folder with its logs and results.
+    pub out: PathBuf,
+    /// What it printed.
+    pub log: PathBuf,
+}
+
+/// `cargo xtask lab`
+pub fn lab(options: &LabOptions) -> Result<()> {
+    let prepared = setup::prepare(&options.source, options.flavour.kernel)?;
+    let hour = Duration::from_secs(3600);
+    let outcome = runner(&prepared, &options.run, "lab", &options.arguments, hour)?;
+    println!("logs: {}", outcome.out.display());
+    ensure!(
+        outcome.status == 0,
+        "the runner ended with status {}",
+        outcome.status
+    );
+    Ok(())
+}
+
+/// Runs the runner. `name` names the folder of its logs; a run's are there until the next of that name.
+pub fn runner(
+    prepared: &Prepared,
+    options: &RunOptions,
+    name: &str,
+    arguments: &[String],
+    limit: Duration,
+) -> Result<Outcome> {
+    let platform = platform::choose(options.platform);
+    let folder = prepared.cache.fresh(Path::new("run").join(name))?;
+    let (stage, out) = (folder.join("stage"), folder.join("out"));
+    fs::create_dir_all(&out)?;
+    fill_stage(prepared, options, &stage)?;
+
+    let log = folder.join("runner.log");
+    let vmm = options.vmm.name().to_owned();
+    let status = match platform {
+        Platform::Kvm => {
+            let mut command = platform::apart(&stage.join("ivsmc-lab"))?;
+            command
+                .args(arguments)
+                .envs(environment(&stage, &out, platform, vmm))
+                .current_dir(&folder);
+            process::run_and_show(command, &log, Some(limit))?
+                .code()
+                .unwrap_or(1)
+        }
+        Platform::Lab => {
+            lab_vm::check_share(&folder)?;
+            let environment =
+                environment(Path::new("/stage"), Path::new("/host/out"), platform, vmm);
+            let environment = environment.map(|(name, value)| format!("{name}={value}\n"));
+            fs::write(folder.join("env"), environment.collect::<String>())?;
+            ensure!(
+                !arguments.iter().any(|argument| argument.contains('\n')),
+                "an argument for the lab VM has more than one line"
+            );
+            fs::write(
+                folder.join("args"),
+                arguments
+                    .iter()
+                    .map(|argument| format!("{argument}\n"))
+                    .collect::<String>(),
+            )?;
+            lab_vm::run(
+                &prepared.lab_kernel.image(),
+                &prepared.lab_image,
+                &folder,
+                &log,
+                &out.join("lab-console.log"),
+                limit,
+            )?
+        }
+    };
+    Ok(Outcome { status, out, log })
+}
+
+/// The runner's environment.
+fn environment(
+    stage: &Path,
+    out: &Path,
+    platform: Platform,
+    vmm: String,
+) -> impl Iterator<Item = (&'static str, String)> {
+    let log = std::env::var("RUST_LOG")
+        .ok()
+        .filter(|value| !value.contains('\n'));
+    [
+        ("IVSMC_STAGE", stage.display().to_string()),
+        ("IVSMC_OUT", out.display().to_string()),
+        ("IVSMC_PLATFORM", platform.name().to_owned()),
+        ("IVSMC_VMM", vmm),
+    ]
+    .into_iter()
+    .chain(log.map(|value| ("RUST_LOG", value)))
+}
+
+/// Puts together what the runner runs.
+fn fill_stage(prepared: &Prepared, options: &RunOptions, stage: &Path) -> Result<()> {
+    fs::create_dir_all(stage)?;
+    image::copy(&prepared.guest_kernel.image(), &stage.join("bzImage"))?;
+    image::copy(&prepared.guest_image, &stage.join("guest.cpio"))?;
+    programs::install(&prepared.programs.runner, &stage.join("ivsmc-lab"))?;
+    let own = options.vmm == Vmm::Reference;
+    let embedded = Some(&prepared.programs.vmm).filter(|_| own);
+    if let Some(program) = options.vmm_binary.as_ref().or(embedded) {
+        ensure!(
+            program.is_file(),
+            "--vmm-binary {}: there is no such file; give the program to run",
+            program.display()
+        );
+        let name = if own {
+            "vmm-reference"
+        } else {
+            "cloud-hypervisor"
+        };
+        programs::install(program, &stage.join(name))
+            .with_context(|| format!("--vmm-binary {}", program.display()))?;
+        // The lab VM has no libraries; its init copies root/ to its /.
+        let listed = process::output(Command::new("ldd").arg(program).env("LC_ALL", "C"));
+        for library in image::closure(&listed.unwrap_or_default())? {
+            image::copy(
+                &library,
+                &stage.join("root").join(library.strip_prefix("/")?),
+            )?;
+        }
+    }
+    Ok(())
+}

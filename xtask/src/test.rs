@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `cargo xtask test`
+
+use std::ffi::OsStr;
+use std::fs;
+use std::ops::AddAssign;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::kernel::Flavour;
+use crate::run::{self, RunOptions};
+use crate::setup::{self, KernelFlavour, KernelSource, Prepared};
+use crate::{module, process, programs};
+
+/// How long the suite of two guests may take: on the normal kernel, and on the debug kernel.
+const LIMITS: [Duration; 2] = [Duration::from_secs(30 * 60), Duration::from_secs(90 * 60)];
+
+/// Options of `cargo xtask test`.
+#[derive(Args)]
+pub struct Options {
+    /// Run only tests whose name contains this, and none of the driver's checks.
+    #[arg(long, value_name = "NAME")]
+    filter: Option<String>,
+    #[command(flatten)]
+    source: KernelSource,
+    #[command(flatten)]
+    flavour: KernelFlavour,
+    #[command(flatten)]
+    run: RunOptions,
+}
+
+/// How tests went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
+}
+
+impl Tally {
+    /// One test.
+    fn one(passed: bool) -> Self {
+        Self {
+            passed: passed.into(),
+            failed: (!passed).into(),
+            skipped: 0,
+        }
+    }
+
+    /// Sums up the lines "test result: ok. 3 passed; 0 failed; 1 ignored; ..." of a test program's
+    /// output. One that failed without saying which test did counts as a failed test.
+    fn of_output(output: &str, success: bool) -> Self {
+        let mut sum = Self::default();
+        for line in output
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("test result: "))
+        {
+            let line = line.split_once(". ").map_or(line, |(_, counts)| counts);
+            for count in line.split(';') {
+                if let Some((number, what)) = count.trim().split_once(' ')
+                    && let Ok(number) = number.parse::<usize>()
+                {
+                    match what {
+                        "passed" => sum.passed += number,
+                        "failed" => sum.failed += number,
+                        "ignored" => sum.skipped += number,
+                        _ => {}
+                    }
+                }
+            }
+        }
+        if !success && sum.failed == 0 {
+            sum.failed = 1;
+        }
+        sum
+    }
+}
+
+/// `cargo xtask test`
+pub fn main(options: &Options) -> Result<()> {
+    let prepared = setup::prepare(&options.source, options.flavour.kernel)?;
+    let mut tally = Tally::default();
+    tally += workspace(&prepared, options)?;
+    if options.filter.is_none() {
+        tally += driver(&prepared)?;
+    }
+    tally += two_guests(&prepared, options)?;
+    println!(
+        "{} passed, {} failed, {} skipped",
+        tally.passed, tally.failed, tally.skipped
+    );
+    if tally.failed > 0 {
+        bail!("tests failed");
+    }
+    Ok(())
+}
+
+fn heading(text: &str) {
+    println!("\n== {text}");
+}
+
+/// What needs no guests: unit tests, property tests, tests with guests of a few bytes.
+fn workspace(prepared: &Prepared, options: &Options) -> Result<Tally> {
+    heading("tests of the workspace");
+    let mut command = programs::cargo(&prepared.repository);
+    command.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+    command.args(&options.filter);
+    let log = prepared.cache.log("test-workspace")?;
+    let status = process::run_and_show(command, &log, None)?;
+    Ok(Tally::of_output(
+        &fs::read_to_string(log)?,
+        status.success(),
+    ))
+}
+
+/// The driver's checks: style, types, and its KUnit tests.
+fn driver(prepared: &Prepared) -> Result<Tally> {
+    heading("checks of the driver");
+    let source = prepared.repository.join(module::SOURCE);
+    let kernel = &prepared.lab_kernel;
+    let mut tally = Tally::default();
+
+    let mut command = Command::new("perl");
+    command
+        .arg(kernel.source.join("scripts/checkpatch.pl"))
+        .args(["--strict", "--no-tree", "--terse", "--quiet", "--file"])
+        .args(sources(&source)?);
+    let log = prepared.cache.log("test-checkpatch")?;
+    let status = process::run_and_show(command, &log, None)?;
+    tally += verdict("checkpatch --strict", status.success());
+
+    let output = prepared.cache.fresh("module-checked")?;
+    let mut command = module::make(kernel, &source, &output);
+    command.args(["C=2", "modules"]);
+    let log = prepared.cache.log("test-sparse")?;
+    let status = process::run_and_show(command, &log, None)?;
+    let clean = !fs::read_to_string(log)?.contains("warning:");
+    tally += verdict("sparse and W=1", status.success() && clean);
+    Ok(tally)
+}
+
+/// Tells how a check went.
+fn verdict(name: &str, passed: bool) -> Tally {
+    println!("{name}: {}", if passed { "ok" } else { "FAILED" });
+    Tally::one(passed)
+}
+
+/// The C files in a folder.
+fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if [Some(OsStr::new("c")), Some(OsStr::new("h"))].contains(&path.extension()) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The suite of two guests.
+fn two_guests(prepared: &Prepared, options: &Options) -> Result<Tally> {
+    heading("tests with two guests");
+    let mut arguments = vec!["suite".to_owned()];
+    arguments.extend(options.filter.clone());
+    let limit = LIMITS[usize::from(options.flavour.kernel == Flavour::Debug)];
+    let outcome = run::runner(prepared, &options.run, "test", &arguments, limit)?;
+    let output = String::from_utf8_lossy(&fs::read(&outcome.log)?).into_owned();
+    let mut tally = Tally::of_output(&output, outcome.status == 0);
+
+    let mut reports = Vec::new();
+    collect_reports(&outcome.out, &mut reports)?;
+    for report in &reports {
+        println!("{report}");
+    }
+    tally += verdict("no report of a guest's kernel", reports.is_empty());
+    if tally.failed > 0 {
+        println!("logs of the guests: {}", outcome.out.display());
+    }
+    Ok(tally)
+}
+
+/// Collects what the kernels complained about in the logs of a folder.
+fn collect_reports(folder: &Path, reports: &mut Vec<String>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            collect_reports(&path, reports)?;
+        } else {
+            let text = fs::read(&path)?;
+            let text = String::from_utf8_lossy(&text);
+            let found = text.lines().filter(|line| is_report(line));
+            reports.extend(found.map(|line| format!("{}: {}", path.display(), line.trim_end())));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a line of a console begins a report of the kernel's checks (or an oops).
+fn is_report(line: &str) -> bool {
+    // "[    1.234567] text"
+    let Some((_, text)) = line
+        .strip_prefix('[')
+        .and_then(|line| line.split_once("] "))
+    else {
+        return false;
+    };
+    [
+        "BUG:",
+        "WARNING:",
+        "UBSAN:",
+        "INFO: task ",
+        "INFO: rcu",
+        "Oops:",
+        "general protection fault",
+    ]
+    .iter()
+    .any(|start| text.trim_start().starts_with(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_summed_up() {
+        let output = "running 3 tests\ntest a ... ok\n\n\
+            test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.0s\n\
+            test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out\n";
+        assert_eq!(
+            Tally::of_output(output, false),
+            Tally {
+                passed: 4,
+                failed: 2,
+                skipped: 1
+            }
+        );
+        assert_eq!(Tally::of_output("", true), Tally::default());
+        assert_eq!(
+            Tally::of_output("error: could not compile\n", false),
+            Tally::one(false)
+        );
+    }
+
+    #[test]
+    fn kernels_reports_are_seen() {
+        assert!(is_report(
+            "[   12.345678] BUG: KASAN: slab-use-after-free in ivpci_probe"
+        ));
+        assert!(is_report(
+            "[    1.000000] WARNING: possible circular locking dependency detected"
+        ));
+        assert!(!is_report("[    1.000000] smc: adding ibdev"));
+        assert!(!is_report("1:M # WARNING: The TCP backlog setting"));
+    }
+}
