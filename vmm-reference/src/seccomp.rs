@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Which system calls each kind of thread may make.
+
+use anyhow::{Context, Result};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+
+use crate::options::Seccomp;
+
+/// A kind of thread.
+#[derive(Clone, Copy, Debug)]
+pub enum Thread {
+    /// Builds VMs and waits for their ends. All others are its children and inherit its filter.
+    Main,
+    /// Runs a processor.
+    Vcpu,
+    /// Moves packets between a tap and a guest.
+    Net,
+    /// Makes an ivsmc device's links.
+    Fabric,
+}
+
+/// What every thread does: allocate, lock, log, read and write what is open, and end.
+const COMMON: &[i64] = &[
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_close,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_getpid,
+    libc::SYS_getrandom,
+    libc::SYS_gettid,
+    libc::SYS_madvise,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    libc::SYS_nanosleep,
+    libc::SYS_prctl,
+    libc::SYS_read,
+    libc::SYS_readv,
+    libc::SYS_restart_syscall,
+    libc::SYS_rseq,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_seccomp,
+    libc::SYS_set_robust_list,
+    libc::SYS_sigaltstack,
+    libc::SYS_tgkill,
+    libc::SYS_write,
+    libc::SYS_writev,
+];
+
+/// What the main thread does besides, and has to leave to its children.
+const MAIN: &[i64] = &[
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_dup,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_wait,
+    libc::SYS_eventfd2,
+    libc::SYS_fcntl,
+    libc::SYS_fstat,
+    libc::SYS_ioctl,
+    libc::SYS_lseek,
+    libc::SYS_newfstatat,
+    libc::SYS_open,
+    libc::SYS_openat,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_statx,
+    libc::SYS_unlink,
+];
+
+impl Thread {
+    fn syscalls(self) -> Vec<i64> {
+        let own: &[&[i64]] = match self {
+            Thread::Main => &[MAIN],
+            Thread::Vcpu => &[&[libc::SYS_ioctl]],
+            Thread::Net => &[],
+            Thread::Fabric => &[],
+        };
+        [&[COMMON], own].concat().concat()
+    }
+
+    /// Confines the calling thread from now on.
+    pub fn confine(self, mode: Seccomp) -> Result<()> {
+        let action = match mode {
+            Seccomp::True => SeccompAction::KillProcess,
+            Seccomp::Log => SeccompAction::Log,
+            Seccomp::False => return Ok(()),
+        };
+        let rules = self
+            .syscalls()
+            .into_iter()
+            .map(|number| (number, Vec::new()))
+            .collect();
+        let filter = SeccompFilter::new(rules, action, SeccompAction::Allow, TargetArch::x86_64)?;
+        let program: BpfProgram = filter.try_into()?;
+        apply_filter(&program).with_context(|| {
+            format!("--seccomp: the {self:?} thread cannot be confined; --seccomp false would do")
+        })
+    }
+}

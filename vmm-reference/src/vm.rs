@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A virtual machine, from power-on to power-off or reset.
+
+use std::io::stdin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kvm_bindings::{
+    KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use log::{debug, error};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::poll::PollContext;
+use vmm_sys_util::signal::{Killable, SIGRTMIN};
+use vmm_sys_util::terminal::Terminal;
+
+use crate::bus::{Bus, Exit};
+use crate::interrupts::Interrupts;
+use crate::options::{Options, Seccomp};
+use crate::pci::Pci;
+use crate::seccomp::Thread;
+use crate::serial::Console;
+use crate::{acpi, boot, cpu, layout, lock};
+
+/// Runs one VM, from power-on until it ends. `stop` ends it from outside.
+pub fn run(
+    kvm: &Kvm,
+    options: &Options,
+    console: Option<&Console>,
+    stop: &EventFd,
+) -> Result<Exit> {
+    let vm = Arc::new(kvm.create_vm().context("KVM_CREATE_VM")?);
+    let memory = guest_memory(&vm, options.memory.0)?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .context("KVM_SET_IDENTITY_MAP_ADDR")?;
+    vm.set_tss_address(layout::KVM_TSS as usize)
+        .context("KVM_SET_TSS_ADDR")?;
+    vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
+    let interrupts = Interrupts::new(vm.clone()).context("KVM_SET_GSI_ROUTING")?;
+
+    let cpuid = cpu::supported_cpuid(kvm)?;
+    let cpus = options.cpus.0;
+    let mmio64 = layout::mmio64(options.memory.0, cpu::physical_bits(&cpuid));
+    let serial = match console {
+        Some(console) => Some(Mutex::new(
+            console.port(interrupts.pin(layout::SERIAL_IRQ)?),
+        )),
+        None => None,
+    };
+    let bus = Arc::new(Bus {
+        serial,
+        pci: Pci::new(mmio64),
+    });
+    let machine = acpi::Machine {
+        cpus,
+        mmio64,
+        serial: console.is_some(),
+    };
+    let entry = boot::load(&memory, options, &machine)?;
+
+    let end = Arc::new(End::new()?);
+    let mut vcpus = Vec::new();
+    for id in 0..cpus {
+        let vcpu = vm.create_vcpu(id.into()).context("KVM_CREATE_VCPU")?;
+        cpu::configure(&vcpu, &cpuid, id, cpus, entry)?;
+        vcpus.push(vcpu);
+    }
+    let mut threads = Vec::new();
+    for (id, vcpu) in vcpus.into_iter().enumerate() {
+        threads.push(spawn_vcpu(
+            id,
+            vcpu,
+            bus.clone(),
+            end.clone(),
+            options.seccomp,
+        )?);
+    }
+    let exit = wait(&bus, console, &end, stop);
+    // Whatever happened, the threads have to go.
+    end.set(Exit::Stopped);
+    threads.into_iter().for_each(kick_and_join);
+    exit
+}
+
+/// Allocates memory and gives it to the guest.
+fn guest_memory(vm: &VmFd, size: u64) -> Result<GuestMemoryMmap> {
+    let ranges: Vec<_> = layout::ram(size)
+        .into_iter()
+        .map(|(address, size)| (GuestAddress(address), size as usize))
+        .collect();
+    let memory = GuestMemoryMmap::from_ranges(&ranges)
+        .with_context(|| format!("--memory size={}M: the host has not so much", size >> 20))?;
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the mapping is the memory's own and outlives the VM's processors, for `run` keeps it until
+        // they have ended.
+        unsafe { vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")?;
+    }
+    Ok(memory)
+}
+
+/// The end of a VM's life: the first that calls it wins.
+struct End {
+    exit: OnceLock<Exit>,
+    over: AtomicBool,
+    event: EventFd,
+}
+
+impl End {
+    fn new() -> Result<Self> {
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        Ok(End {
+            exit: OnceLock::new(),
+            over: AtomicBool::new(false),
+            event,
+        })
+    }
+
+    fn set(&self, exit: Exit) {
+        let _ = self.exit.set(exit);
+        self.over.store(true, Ordering::Release);
+        if let Err(error) = self.event.write(1) {
+            error!("cannot tell that the VM has ended: {error}");
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+}
+
+/// Waits until the VM ends or is stopped; passes on what is typed meanwhile.
+fn wait(bus: &Bus, console: Option<&Console>, end: &End, stop: &EventFd) -> Result<Exit> {
+    const END: u32 = 0;
+    const STOP: u32 = 1;
+    const INPUT: u32 = 2;
+    let poll = PollContext::<u32>::new()?;
+    poll.add(&end.event, END)?;
+    poll.add(stop, STOP)?;
+    let serial = bus
+        .serial
+        .as_ref()
+        .filter(|_| console.is_some_and(Console::reads_stdin));
+    if serial.is_some() && poll.add(&stdin(), INPUT).is_err() {
+        debug!("standard input cannot be waited for: the guest gets no input");
+    }
+    loop {
+        for event in poll.wait()?.iter() {
+            match (event.token(), serial) {
+                (END, _) => return Ok(end.exit.get().copied().unwrap_or(Exit::Failed)),
+                (STOP, _) => return Ok(Exit::Stopped),
+                (_, Some(serial)) => {
+                    let mut input = [0; 64];
+                    // The guest takes its time; what does not fit in its FIFO is lost, as on a real line.
+                    match stdin().lock().read_raw(&mut input) {
+                        Ok(length @ 1..) => {
+                            if let Err(error) = lock(serial).enqueue_raw_bytes(&input[..length]) {
+                                debug!("serial input: {error:?}");
+                            }
+                        }
+                        _ => poll.delete(&stdin())?,
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn spawn_vcpu(
+    id: usize,
+    mut vcpu: VcpuFd,
+    bus: Arc<Bus>,
+    end: Arc<End>,
+    seccomp: Seccomp,
+) -> Result<JoinHandle<()>> {
+    let body = move || {
+        let exit = match Thread::Vcpu.confine(seccomp) {
+            Ok(()) => run_vcpu(id, &mut vcpu, &bus, &end),
+            Err(error) => {
+                error!("{error:#}");
+                Exit::Failed
+            }
+        };
+        end.set(exit);
+    };
+    thread::Builder::new()
+        .name(format!("vcpu{id}"))
+        .spawn(body)
+        .context("a vCPU's thread")
+}
+
+/// Runs a processor until the VM's life ends.
+fn run_vcpu(id: usize, vcpu: &mut VcpuFd, bus: &Bus, end: &End) -> Exit {
+    while !end.is_over() {
+        let exit = match vcpu.run() {
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                bus.read(address, data);
+                None
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                bus.write(address, data);
+                None
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                bus.port_read(port, data);
+                None
+            }
+            Ok(VcpuExit::IoOut(port, data)) => bus.port_write(port, data),
+            Ok(VcpuExit::Shutdown | VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => {
+                error!("vCPU {id} triple-faulted: the VM is reset");
+                Some(Exit::Reset)
+            }
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Some(Exit::PowerOff),
+            Ok(VcpuExit::Intr) => None,
+            Ok(exit) => {
+                error!("vCPU {id} cannot go on: {exit:?}");
+                Some(Exit::Failed)
+            }
+            // A signal, or a processor that waits to be woken.
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => None,
+            Err(error) => {
+                error!("vCPU {id} cannot go on: KVM_RUN: {error}");
+                Some(Exit::Failed)
+            }
+        };
+        if let Some(exit) = exit {
+            return exit;
+        }
+    }
+    Exit::Stopped
+}
+
+/// Gets a thread out of KVM_RUN and waits for its end.
+fn kick_and_join(thread: JoinHandle<()>) {
+    // A signal that comes just before KVM_RUN is lost, hence again and again.
+    while !thread.is_finished() {
+        if let Err(error) = thread.kill(SIGRTMIN()) {
+            debug!("a vCPU's thread cannot be signalled: {error}");
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    if thread.join().is_err() {
+        error!("a vCPU's thread has panicked");
+    }
+}
