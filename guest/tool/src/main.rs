@@ -1,3 +1,162 @@
-//! Not written yet.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `ivsmc-guest`: SMC-D for the user of a guest.
 
-fn main() {}
+use clap::{Parser, Subcommand};
+use ivsmc_guest::connections::{self, Connection};
+use ivsmc_guest::devices::{self, Device};
+use ivsmc_guest::{run, ueid};
+use serde::Serialize;
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+/// Programs over SMC-D, and the truth about their connections.
+#[derive(Parser)]
+#[command(version)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a program, its TCP sockets made SMC sockets; children included
+    Run {
+        /// The program
+        program: OsString,
+        /// Its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Say of every SMC connection how its data moves, and why it fell back to TCP
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// The user EIDs: two systems need one in common
+    Ueid {
+        #[command(subcommand)]
+        change: Ueid,
+    },
+}
+
+#[derive(Subcommand)]
+enum Ueid {
+    /// Add one (at most 4)
+    Add {
+        /// 1 to 32 characters out of A-Z, 0-9, '.' and '-'
+        name: String,
+    },
+    /// Take one away
+    Del {
+        /// As it was added
+        name: String,
+    },
+    /// List them
+    List,
+}
+
+/// All that `status` knows.
+#[derive(Serialize)]
+struct Status {
+    devices: Vec<Device>,
+    ueids: Vec<String>,
+    connections: Vec<Connection>,
+}
+
+fn main() -> ExitCode {
+    let done: Result<(), Box<dyn std::error::Error>> = match Options::parse().command {
+        Command::Run { program, arguments } => Err(run::run(&program, &arguments).into()),
+        Command::Status { json } => status(json),
+        Command::Ueid { change } => change_ueid(&change).map_err(Into::into),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ivsmc-guest: {error}");
+            // What shells give for a program that cannot be run.
+            match error.downcast_ref() {
+                Some(run::Error::Execute { source, .. }) => match source.kind() {
+                    std::io::ErrorKind::NotFound => ExitCode::from(127),
+                    _ => ExitCode::from(126),
+                },
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn change_ueid(change: &Ueid) -> Result<(), ueid::Error> {
+    match change {
+        Ueid::Add { name } => ueid::add(name),
+        Ueid::Del { name } => ueid::remove(name),
+        Ueid::List => {
+            for name in ueid::list()? {
+                println!("{name}");
+            }
+            Ok(())
+        }
+    }
+}
+
+fn status(json: bool) -> Result<(), Box<dyn std::error::Error>> {
+    let status = Status {
+        devices: devices::list()?,
+        ueids: ueid::list()?,
+        connections: connections::list()?,
+    };
+    if json {
+        println!("{}", serde_json::to_string(&status)?);
+    } else {
+        print_status(&status);
+    }
+    Ok(())
+}
+
+fn print_status(status: &Status) {
+    println!("SMC-D devices:");
+    for device in &status.devices {
+        println!(
+            "  {} chid {:#06x}, used by {} connections",
+            device.pci_id, device.chid, device.connections
+        );
+    }
+    if status.devices.is_empty() {
+        println!("  none: is ivpci loaded, and does the VM have --ivsmc?");
+    }
+    let ueids = match status.ueids.as_slice() {
+        [] => {
+            "none; connections to other systems will fall back (ivsmc-guest ueid add NAME)".into()
+        }
+        names => names.join(", "),
+    };
+    println!("UEIDs: {ueids}");
+    println!("Connections:");
+    println!(
+        "  {:<6} {:<8} {:<24} {:<24} detail",
+        "mode", "state", "local", "peer"
+    );
+    for connection in &status.connections {
+        let detail = match &connection.dmb {
+            Some(dmb) => format!("token {:016x}, peer's {:016x}", dmb.token, dmb.peer_token),
+            None => connection.reason.clone(),
+        };
+        println!(
+            "  {:<6} {:<8} {:<24} {:<24} {detail}",
+            connection.mode,
+            connection.state,
+            endpoint(connection.local_address, connection.local_port),
+            endpoint(connection.peer_address, connection.peer_port),
+        );
+    }
+}
+
+fn endpoint(address: Option<IpAddr>, port: u16) -> String {
+    match address {
+        _ if port == 0 => "-".into(),
+        Some(IpAddr::V6(address)) => format!("[{address}]:{port}"),
+        Some(address) => format!("{address}:{port}"),
+        None => format!("*:{port}"),
+    }
+}

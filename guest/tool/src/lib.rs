@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a guest's user needs of SMC-D: programs run over it, and the truth about every connection.
+//!
+//! - [`run`]: makes any program's TCP sockets SMC sockets, without touching the program.
+//! - [`connections`]: what SMC's own diagnosis says of every SMC socket.
+//! - [`devices`] and [`ueid`]: the SMC-D devices, and the identifiers that peers must share.
+//! - [`reason`]: the kernel's codes in words.
+//! - [`netlink`]: the messages that all of it is asked and answered in.
+
+pub mod connections;
+pub mod devices;
+mod generic;
+pub mod netlink;
+pub mod reason;
+pub mod run;
+pub mod ueid;
+
+/// The protocol number that makes an `AF_INET` stream socket an SMC socket.
+pub const IPPROTO_SMC: i32 = 256;
