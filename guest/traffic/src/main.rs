@@ -1,3 +1,172 @@
-//! Not written yet.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `ivsmc-traffic`: the tests' hand in a guest.
 
-fn main() {}
+use clap::{Args, Parser, Subcommand};
+use ivsmc_traffic::agent;
+use ivsmc_traffic::service::{self, Failure};
+use ivsmc_traffic::socket::{self, Transport};
+use ivsmc_traffic::traffic::{self, Expect, Report, Target};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Runs programs for the tests, and makes traffic that checks itself.
+#[derive(Parser)]
+#[command(version)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run programs for a client outside
+    Agent {
+        /// Where to listen
+        #[arg(long, default_value_t = agent::PORT)]
+        port: u16,
+    },
+    /// Serve the connections of all the others
+    Serve {
+        /// Where to listen
+        #[arg(long)]
+        port: u16,
+        /// Use SMC sockets
+        #[arg(long)]
+        smc: bool,
+    },
+    /// Send messages and wait for each to come back
+    PingPong {
+        #[command(flatten)]
+        client: Client,
+        /// Bytes in a message
+        #[arg(long, default_value_t = 64)]
+        size: u32,
+        /// How many messages
+        #[arg(long, default_value_t = 1000)]
+        count: u64,
+    },
+    /// Send and receive at the same time
+    Bulk {
+        #[command(flatten)]
+        client: Client,
+        /// Bytes to the server
+        #[arg(long, default_value_t = 16 << 20)]
+        up: u64,
+        /// Bytes from the server
+        #[arg(long, default_value_t = 16 << 20)]
+        down: u64,
+    },
+    /// Many connections at once, each with data both ways
+    Many {
+        #[command(flatten)]
+        client: Client,
+        /// How many
+        #[arg(long, default_value_t = 100)]
+        connections: u64,
+        /// Bytes each way, on each
+        #[arg(long, default_value_t = 1 << 18)]
+        bytes: u64,
+    },
+    /// Open and close connections
+    Churn {
+        #[command(flatten)]
+        client: Client,
+        /// How many
+        #[arg(long, default_value_t = 2000)]
+        count: u64,
+        /// How many at the same time
+        #[arg(long, default_value_t = 4)]
+        parallel: u64,
+    },
+    /// Splice out of the socket into a file, and send the file with sendfile
+    Splice {
+        #[command(flatten)]
+        client: Client,
+        /// Bytes each way
+        #[arg(long, default_value_t = 4 << 20)]
+        bytes: u64,
+    },
+}
+
+#[derive(Args)]
+struct Client {
+    /// The server, as ADDRESS:PORT
+    #[arg(long)]
+    connect: SocketAddrV4,
+    /// Use SMC sockets
+    #[arg(long)]
+    smc: bool,
+    /// What the connections have to be; by default smcd with --smc
+    #[arg(long)]
+    expect: Option<Expect>,
+    /// Seed of the data
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Seconds that all of it may take
+    #[arg(long, default_value_t = 120)]
+    timeout: u64,
+}
+
+impl Client {
+    fn run(
+        &self,
+        traffic: impl FnOnce(Target, u64) -> Result<Report, Failure>,
+    ) -> Result<(), Failure> {
+        traffic::watchdog(Duration::from_secs(self.timeout))?;
+        let default = if self.smc { Expect::Smcd } else { Expect::Any };
+        let target = Target {
+            address: self.connect,
+            transport: transport(self.smc),
+            expect: self.expect.unwrap_or(default),
+        };
+        println!("{}", serde_json::to_string(&traffic(target, self.seed)?)?);
+        Ok(())
+    }
+}
+
+fn transport(smc: bool) -> Transport {
+    if smc { Transport::Smc } else { Transport::Tcp }
+}
+
+fn main() -> ExitCode {
+    match run(Options::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ivsmc-traffic: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Agent { port } => Ok(agent::serve(&TcpListener::bind((
+            Ipv4Addr::UNSPECIFIED,
+            port,
+        ))?)?),
+        Command::Serve { port, smc } => {
+            let address = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+            Ok(service::serve(&socket::listen(address, transport(smc))?)?)
+        }
+        Command::PingPong {
+            client,
+            size,
+            count,
+        } => client.run(|target, seed| target.ping_pong(seed, size, count)),
+        Command::Bulk { client, up, down } => {
+            client.run(|target, seed| target.bulk(seed, up, down))
+        }
+        Command::Many {
+            client,
+            connections,
+            bytes,
+        } => client.run(|target, seed| target.many(seed, connections, bytes)),
+        Command::Churn {
+            client,
+            count,
+            parallel,
+        } => client.run(|target, seed| target.churn(seed, count, parallel)),
+        Command::Splice { client, bytes } => client.run(|target, seed| target.splice(seed, bytes)),
+    }
+}

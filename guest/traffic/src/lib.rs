@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The tests' hand in a guest.
+//!
+//! - [`agent`]: runs programs in the guest for a client outside.
+//! - [`pattern`]: data that a receiver can check without having seen it sent.
+//! - [`socket`]: TCP and SMC sockets.
+//! - [`service`] and [`traffic`]: the two ends of connections that check every byte, and that they
+//!   are SMC-D as SMC's own diagnosis says on both sides.
+//! - [`ivshmem`]: a stock user of an ivshmem device, from userspace.
+
+pub mod agent;
+pub mod ivshmem;
+pub mod pattern;
+pub mod service;
+pub mod socket;
+pub mod traffic;
