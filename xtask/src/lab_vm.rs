@@ -21,15 +21,16 @@ const STATUS_BASE: i32 = 16;
 /// Boots the lab VM; returns the runner's exit status.
 ///
 /// `share` is the folder that the lab VM gets as /host; the runner's output goes to `log` and to the
-/// terminal, the console of its kernel to `console`.
+/// terminal, the console of its kernel and QEMU's complaints (of what TCG cannot emulate, many lines) to `out`.
 pub fn run(
     kernel: &Path,
     image: &Path,
     share: &Path,
     log: &Path,
-    console: &Path,
+    out: &Path,
     limit: Duration,
 ) -> Result<i32> {
+    let (console, complaints) = (out.join("lab-console.log"), out.join("qemu.log"));
     let shown = process::output(Command::new(QEMU).arg("--version"))?;
     let major = major(&shown).with_context(|| format!("{QEMU} --version: {shown:?}"))?;
     let mut append = String::from("console=ttyS0 panic=-1 loglevel=4");
@@ -38,8 +39,11 @@ pub fn run(
     }
     let processors = std::thread::available_parallelism()?.get().clamp(2, 4);
 
-    let mut command = platform::dies_with_us(QEMU);
+    let mut command = platform::dies_with_us("sh");
     command
+        .args(["-c", "exec \"$@\" 2>\"$0\""])
+        .arg(&complaints)
+        .arg(QEMU)
         .args([
             "-cpu",
             "EPYC,+svm,+npt,-xsave",
@@ -71,9 +75,10 @@ pub fn run(
     match status.code().and_then(runner_status) {
         Some(status) => Ok(status),
         None => bail!(
-            "the lab VM ended without the runner's status (QEMU: {status}); the end of its console, {}:\n{}",
-            console.display(),
-            process::tail(console)
+            "the lab VM ended without the runner's status (QEMU: {status})\n{}{}logs: {}",
+            process::tail(&complaints),
+            process::tail(&console),
+            out.display()
         ),
     }
 }

@@ -135,7 +135,7 @@ pub fn runner(
                 &prepared.lab_image,
                 &folder,
                 &log,
-                &out.join("lab-console.log"),
+                &out,
                 limit,
             )?
         }
