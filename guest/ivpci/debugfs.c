@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Counters and links, for people and tests. */
+
+#include <linux/debugfs.h>
+#include <linux/seq_file.h>
+
+#include "ivpci.h"
+
+static struct dentry *ivpci_debugfs;
+
+static int counters_show(struct seq_file *m, void *unused)
+{
+	struct ivpci *iv = m->private;
+	unsigned int dmbs = 0, retired = 0, attached = 0, i;
+	struct ivpci_stats sum = {};
+	int cpu;
+
+	for_each_possible_cpu(cpu) {
+		const struct ivpci_stats *s = per_cpu_ptr(iv->stats, cpu);
+
+#define X(name) sum.name += READ_ONCE(s->name);
+		IVPCI_COUNTERS(X)
+#undef X
+	}
+	for (i = 0; i < iv->nlinks; i++) {
+		struct ivpci_link *link = &iv->links[i];
+
+		spin_lock_bh(&link->lock);
+		if (link->s) {
+			dmbs += link->s->dmbs.live;
+			retired += link->s->dmbs.retired;
+			attached += link->s->remotes.held;
+		}
+		spin_unlock_bh(&link->lock);
+	}
+
+#define X(name) seq_printf(m, #name " %llu\n", sum.name);
+	IVPCI_COUNTERS(X)
+#undef X
+	seq_printf(m, "dmbs %u\n", dmbs);
+	seq_printf(m, "dmbs_retired %u\n", retired);
+	seq_printf(m, "attached %u\n", attached);
+	seq_printf(m, "poll_ns %llu\n", READ_ONCE(iv->poll_ns));
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(counters);
+
+static int links_show(struct seq_file *m, void *unused)
+{
+	struct ivpci *iv = m->private;
+	unsigned int i;
+
+	for (i = 0; i < iv->nlinks; i++) {
+		struct ivpci_link *link = &iv->links[i];
+		const char *why = READ_ONCE(link->why);
+
+		spin_lock_bh(&link->lock);
+		seq_printf(m, "%u %s", i,
+			   ivpci_state_name(READ_ONCE(link->state)));
+		if (link->s)
+			seq_printf(m, " side %u size %llu peer %pUb dmbs %u retired %u attached %u",
+				   link->side, 1ULL << link->shift,
+				   &link->peer.gid, link->s->dmbs.live,
+				   link->s->dmbs.retired,
+				   link->s->remotes.held);
+		spin_unlock_bh(&link->lock);
+		if (why)
+			seq_printf(m, " refused: %s", why);
+		seq_putc(m, '\n');
+	}
+	return 0;
+}
+DEFINE_SHOW_ATTRIBUTE(links);
+
+/**
+ * ivpci_debugfs_init() - create the module's folder
+ */
+void ivpci_debugfs_init(void)
+{
+	ivpci_debugfs = debugfs_create_dir(IVPCI_NAME, NULL);
+}
+
+/**
+ * ivpci_debugfs_exit() - remove the module's folder
+ */
+void ivpci_debugfs_exit(void)
+{
+	debugfs_remove(ivpci_debugfs);
+}
+
+/**
+ * ivpci_debugfs_add() - create a device's files
+ * @iv: the device
+ */
+void ivpci_debugfs_add(struct ivpci *iv)
+{
+	iv->debugfs = debugfs_create_dir(pci_name(iv->pdev), ivpci_debugfs);
+	debugfs_create_file("counters", 0444, iv->debugfs, iv, &counters_fops);
+	debugfs_create_file("links", 0444, iv->debugfs, iv, &links_fops);
+}
+
+/**
+ * ivpci_debugfs_del() - remove a device's files
+ * @iv: the device
+ */
+void ivpci_debugfs_del(struct ivpci *iv)
+{
+	debugfs_remove(iv->debugfs);
+}

@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+#ifndef _IVPCI_H
+#define _IVPCI_H
+
+#include <linux/bitfield.h>
+#include <linux/bitmap.h>
+#include <linux/dibs.h>
+#include <linux/idr.h>
+#include <linux/interrupt.h>
+#include <linux/memremap.h>
+#include <linux/mutex.h>
+#include <linux/pci.h>
+#include <linux/percpu.h>
+#include <linux/spinlock.h>
+#include <linux/workqueue.h>
+
+#include "dmb.h"
+#include "ring.h"
+
+#define IVPCI_NAME		"ivpci"
+
+#define IVPCI_MAX_DMBS		8192	/* per device; SMC has 8 bytes for each */
+#define IVPCI_PLAIN_FABRIC	0xff00	/* CHID on ivshmem, which has none */
+
+/* Counters, in the order and by the names that debugfs has */
+#define IVPCI_COUNTERS(X)						\
+	X(interrupts)							\
+	X(signals_sent)							\
+	X(signals_coalesced)						\
+	X(signals_received)						\
+	X(doorbells)							\
+	X(doorbells_suppressed)						\
+	X(events_sent)							\
+	X(events_received)						\
+	X(bytes_moved)							\
+	X(dmb_alloc_failures)						\
+	X(polls)							\
+	X(poll_hits)							\
+	X(link_ups)							\
+	X(link_downs)							\
+	X(peer_faults)
+
+struct ivpci_stats {
+#define X(name) u64 name;
+	IVPCI_COUNTERS(X)
+#undef X
+};
+
+#define ivpci_count(iv, name, n) this_cpu_add((iv)->stats->name, (n))
+
+/**
+ * enum ivpci_state - the states of a link, see docs/window.md
+ * @IVPCI_DOWN: there is no window
+ * @IVPCI_ATTACHING: our epoch is published, the peer has not accepted it
+ * @IVPCI_UP: both sides have accepted each other
+ * @IVPCI_ENDING: SMC was told; waits until it has let go
+ */
+enum ivpci_state {
+	IVPCI_DOWN,
+	IVPCI_ATTACHING,
+	IVPCI_UP,
+	IVPCI_ENDING,
+};
+
+/**
+ * struct ivpci_session - what exists while a window is mapped
+ * @pgmap: the window's struct pages
+ * @win: the window
+ * @own: our control area in it
+ * @peer: the peer's control area in it
+ * @tx: producer of our rings; under the link's lock
+ * @rx: consumer of the peer's rings; under dibs->lock
+ * @dmbs: our DMBs; under the link's lock
+ * @remotes: the peer's DMBs; under the link's lock
+ * @slot_idx: DMB index + 1 of our slots, 0: none; under dibs->lock
+ */
+struct ivpci_session {
+	struct dev_pagemap pgmap;
+	void *win;
+	struct ivpci_ctrl *own;
+	const struct ivpci_ctrl *peer;
+	struct ivpci_tx tx;
+	struct ivpci_rx rx;
+	struct ivpci_dmbs dmbs;
+	struct ivpci_remotes remotes;
+	u32 slot_idx[IVPCI_SLOTS];
+};
+
+/**
+ * struct ivpci_link - what connects us to one peer
+ * @iv: the device
+ * @index: of the link
+ * @work: the state machine: all but @lock's fields belong to it
+ * @state: of the state machine
+ * @generation: what we claimed, on ivsmc
+ * @side: ours
+ * @shift: log2 of the window's size
+ * @start: physical address of the window
+ * @epoch: ours
+ * @not_before: when to begin again, after the peer was at fault (jiffies)
+ * @why: why the peer was last found not to be fit
+ * @faulty: the peer was at fault; set in any context
+ * @peer: the peer's header as accepted
+ * @peer_vectors: vectors that the peer has, on ivsmc
+ * @event_window: begin of the second in which @event_count events came
+ * @event_count: see there; both under dibs->lock
+ * @lock: protects all below, and in @s what is said there; also move_data
+ * @up: the link can be used
+ * @s: the session; NULL while there is no window
+ */
+struct ivpci_link {
+	struct ivpci *iv;
+	unsigned int index;
+	struct delayed_work work;
+	enum ivpci_state state;
+	u32 generation;
+	u32 side;
+	u32 shift;
+	phys_addr_t start;
+	u32 epoch;
+	unsigned long not_before;
+	const char *why;
+	bool faulty;
+	struct ivpci_header peer;
+	u32 peer_vectors;
+	unsigned long event_window;
+	unsigned int event_count;
+	spinlock_t lock; /* see above */
+	bool up;
+	struct ivpci_session *s;
+};
+
+/**
+ * struct ivpci - a device
+ * @pdev: the PCI device
+ * @dibs: the DIBS device; its lock also protects all that receives
+ * @bar0: registers
+ * @regs: ivsmc's registers in BAR0; NULL on ivshmem
+ * @table: the link table in BAR0, on ivsmc
+ * @table_stride: bytes per link
+ * @doorbells: the doorbells in BAR0, on ivsmc
+ * @doorbell_stride: bytes per link
+ * @window_shift: log2 of the windows' pitch in BAR2
+ * @position: our IVPosition
+ * @fabric: our CHID
+ * @vectors: MSI-X vectors we have
+ * @vector: the one that peers shall ring
+ * @leaving: the driver is being removed
+ * @wq: runs the links' state machines
+ * @scan: looks after all links
+ * @nlinks: links in @links
+ * @links: the links
+ * @accept: held while a link decides whether to accept a peer
+ * @idx: DMB indices in use
+ * @dmb_at: link and slot of a DMB index
+ * @receiving: links whose rings are consumed; under dibs->lock
+ * @attaching: links that wait for a peer; under dibs->lock
+ * @poller: the thread that polls
+ * @handover: @poller has to poll; set by the interrupt
+ * @polling: doorbells are off since @poller polls; under dibs->lock
+ * @activity: signals and events taken; under dibs->lock
+ * @poll_ns: how long to poll without success
+ * @asleep_since: when @poller went to sleep
+ * @debugfs: folder
+ * @stats: counters
+ */
+struct ivpci {
+	struct pci_dev *pdev;
+	struct dibs_dev *dibs;
+	void __iomem *bar0;
+	void __iomem *regs;
+	void __iomem *table;
+	u32 table_stride;
+	void __iomem *doorbells;
+	u32 doorbell_stride;
+	u32 window_shift;
+	u32 position;
+	u16 fabric;
+	unsigned int vectors;
+	unsigned int vector;
+	bool leaving;
+	struct workqueue_struct *wq;
+	struct work_struct scan;
+	unsigned int nlinks;
+	struct ivpci_link *links;
+	struct mutex accept; /* two links must not get the same peer */
+	struct ida idx;
+	u32 dmb_at[IVPCI_MAX_DMBS];
+	DECLARE_BITMAP(receiving, IVPCI_LINKS);
+	DECLARE_BITMAP(attaching, IVPCI_LINKS);
+	struct task_struct *poller;
+	bool handover;
+	bool polling;
+	u64 activity;
+	u64 poll_ns;
+	u64 asleep_since;
+	struct dentry *debugfs;
+	struct ivpci_stats __percpu *stats;
+};
+
+/* main.c */
+extern int ivpci_side;
+
+/* link.c */
+int ivpci_links_init(struct ivpci *iv);
+void ivpci_links_start(struct ivpci *iv);
+void ivpci_links_stop(struct ivpci *iv);
+void ivpci_links_exit(struct ivpci *iv);
+void ivpci_link_kick(struct ivpci_link *link);
+void ivpci_link_fault(struct ivpci_link *link, const char *why);
+void ivpci_link_ring(struct ivpci_link *link);
+void ivpci_link_released(struct ivpci_link *link);
+const char *ivpci_state_name(enum ivpci_state state);
+
+/* poll.c */
+int ivpci_poll_start(struct ivpci *iv);
+void ivpci_poll_stop(struct ivpci *iv);
+void ivpci_poll_kick(struct ivpci *iv);
+irqreturn_t ivpci_irq_doorbell(int irq, void *data);
+irqreturn_t ivpci_irq_change(int irq, void *data);
+void ivpci_deliver(struct ivpci *iv, const struct dibs_event *event);
+
+/* dibs.c */
+const struct dibs_dev_ops *ivpci_dibs_ops(bool nocopy);
+
+/* debugfs.c */
+void ivpci_debugfs_init(void);
+void ivpci_debugfs_exit(void);
+void ivpci_debugfs_add(struct ivpci *iv);
+void ivpci_debugfs_del(struct ivpci *iv);
+
+#endif /* _IVPCI_H */

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * SMC-D between virtual machines of one host: a DIBS device on ivsmc, or on
+ * QEMU's ivshmem-doorbell.
+ */
+
+#include <linux/io.h>
+#include <linux/module.h>
+#include <linux/pci.h>
+#include <linux/random.h>
+#include <linux/slab.h>
+#include <linux/unaligned.h>
+#include <linux/vmalloc.h>
+
+#include "ivpci.h"
+#include "regs.h"
+
+static bool nocopy = true;
+module_param(nocopy, bool, 0444);
+MODULE_PARM_DESC(nocopy, "Let senders write to the receivers' buffers directly (default Y)");
+
+int ivpci_side = -1;
+module_param_named(side, ivpci_side, int, 0444);
+MODULE_PARM_DESC(side, "On ivshmem: which side of the window we are, 0 or 1 (default -1: the lowest bit of IVPosition)");
+
+/* Find ivsmc's registers; iv->regs stays NULL if this is plain ivshmem. */
+static int ivpci_find_ivsmc(struct ivpci *iv)
+{
+	resource_size_t len = pci_resource_len(iv->pdev, 0);
+	struct pci_dev *pdev = iv->pdev;
+	u32 signature, at = 0;
+	u8 layout;
+	int pos;
+
+	for (pos = pci_find_capability(pdev, PCI_CAP_ID_VNDR); pos;
+	     pos = pci_find_next_capability(pdev, pos, PCI_CAP_ID_VNDR)) {
+		pci_read_config_byte(pdev, pos + IVSMC_CAP_LAYOUT, &layout);
+		pci_read_config_dword(pdev, pos + IVSMC_CAP_SIGNATURE,
+				      &signature);
+		if (layout == 1 && signature == IVSMC_SIGNATURE) {
+			pci_read_config_dword(pdev, pos + IVSMC_CAP_REGS, &at);
+			break;
+		}
+	}
+	if (!pos)
+		return 0;
+
+	if (at > len - IVSMC_REG_DOORBELL_STRIDE - 4 ||
+	    readl(iv->bar0 + at + IVSMC_REG_SIGNATURE) != IVSMC_SIGNATURE ||
+	    readl(iv->bar0 + at + IVSMC_REG_VERSION) < IVSMC_REGS_VERSION)
+		return dev_err_probe(&pdev->dev, -ENODEV,
+				     "unknown layout of the registers\n");
+	iv->regs = iv->bar0 + at;
+	return 0;
+}
+
+static int ivpci_read_ivsmc(struct ivpci *iv)
+{
+	resource_size_t len = pci_resource_len(iv->pdev, 0);
+	u32 table, doorbells;
+
+	iv->nlinks = readl(iv->regs + IVSMC_REG_MAX_PEERS);
+	iv->fabric = readl(iv->regs + IVSMC_REG_FABRIC);
+	iv->window_shift = readl(iv->regs + IVSMC_REG_WINDOW_SHIFT);
+	iv->table_stride = readl(iv->regs + IVSMC_REG_LINK_STRIDE);
+	iv->doorbell_stride = readl(iv->regs + IVSMC_REG_DOORBELL_STRIDE);
+	table = readl(iv->regs + IVSMC_REG_LINK_TABLE);
+	doorbells = readl(iv->regs + IVSMC_REG_DOORBELLS);
+
+	if (!iv->nlinks || iv->nlinks > IVPCI_LINKS ||
+	    iv->window_shift < IVPCI_SHIFT_MIN ||
+	    iv->window_shift > IVPCI_SHIFT_MAX ||
+	    pci_resource_len(iv->pdev, 2) >> iv->window_shift < iv->nlinks ||
+	    iv->table_stride < IVSMC_LINK_SIZE ||
+	    (u64)table + (u64)iv->table_stride * iv->nlinks > len ||
+	    iv->doorbell_stride < 4 * IVPCI_VECTORS ||
+	    (u64)doorbells + (u64)iv->doorbell_stride * iv->nlinks > len)
+		return dev_err_probe(&iv->pdev->dev, -ENODEV,
+				     "the registers make no sense\n");
+	iv->table = iv->bar0 + table;
+	iv->doorbells = iv->bar0 + doorbells;
+	return 0;
+}
+
+static int ivpci_read_plain(struct ivpci *iv)
+{
+	resource_size_t len = pci_resource_len(iv->pdev, 2);
+
+	if (!is_power_of_2(len) || len < 1ULL << IVPCI_SHIFT_MIN ||
+	    len > 1ULL << IVPCI_SHIFT_MAX)
+		return dev_err_probe(&iv->pdev->dev, -ENODEV,
+				     "%pa bytes of memory are no power of two from 2 MiB\n",
+				     &len);
+	if (iv->position > U16_MAX)
+		return dev_err_probe(&iv->pdev->dev, -ENODEV,
+				     "no IVPosition: has it a doorbell?\n");
+	if (ivpci_side > 1)
+		return dev_err_probe(&iv->pdev->dev, -EINVAL,
+				     "side=%d: there are sides 0 and 1\n",
+				     ivpci_side);
+	iv->nlinks = 1;
+	iv->fabric = IVPCI_PLAIN_FABRIC;
+	iv->window_shift = ilog2(len);
+	return 0;
+}
+
+/* A GID for this probe: SMC must not take us for who we were before. */
+static void ivpci_make_gid(struct ivpci *iv, uuid_t *gid)
+{
+	int i;
+
+	do {
+		get_random_bytes(gid, sizeof(*gid));
+		for (i = 0; iv->regs && i < 8; i += 4)
+			put_unaligned_le32(readl(iv->regs + IVSMC_REG_GID + i),
+					   gid->b + i);
+		if (!memchr_inv(gid->b, 0, 8))
+			gid->b[0] = 1;
+	} while (!ivpci_gid_valid(gid));
+}
+
+static int ivpci_irqs_on(struct ivpci *iv)
+{
+	struct pci_dev *pdev = iv->pdev;
+	int ret;
+
+	/* vector 0 tells of changes of links on ivsmc; peers get the next */
+	ret = pci_alloc_irq_vectors(pdev, 1, iv->regs ? 2 : 1, PCI_IRQ_MSIX);
+	if (ret < 0)
+		return dev_err_probe(&pdev->dev, ret, "no MSI-X\n");
+	iv->vectors = ret;
+	iv->vector = ret - 1;
+
+	ret = request_irq(pci_irq_vector(pdev, 0),
+			  iv->regs ? ivpci_irq_change : ivpci_irq_doorbell, 0,
+			  IVPCI_NAME, iv);
+	if (ret)
+		goto err_vectors;
+	if (iv->vectors > 1) {
+		ret = request_irq(pci_irq_vector(pdev, 1), ivpci_irq_doorbell,
+				  0, IVPCI_NAME "-doorbell", iv);
+		if (ret)
+			goto err_irq;
+	}
+	return 0;
+
+err_irq:
+	free_irq(pci_irq_vector(pdev, 0), iv);
+err_vectors:
+	pci_free_irq_vectors(pdev);
+	return ret;
+}
+
+static void ivpci_irqs_off(struct ivpci *iv)
+{
+	unsigned int i;
+
+	for (i = 0; i < iv->vectors; i++)
+		free_irq(pci_irq_vector(iv->pdev, i), iv);
+	pci_free_irq_vectors(iv->pdev);
+}
+
+static int ivpci_probe(struct pci_dev *pdev, const struct pci_device_id *id)
+{
+	struct dibs_dev *dibs;
+	struct ivpci *iv;
+	int ret;
+
+	iv = kvzalloc(sizeof(*iv), GFP_KERNEL);
+	if (!iv)
+		return -ENOMEM;
+	iv->pdev = pdev;
+	ida_init(&iv->idx);
+	pci_set_drvdata(pdev, iv);
+
+	ret = -ENOMEM;
+	iv->stats = alloc_percpu(struct ivpci_stats);
+	if (!iv->stats)
+		goto err_iv;
+
+	ret = pci_enable_device_mem(pdev);
+	if (ret)
+		goto err_stats;
+	ret = pci_request_mem_regions(pdev, IVPCI_NAME);
+	if (ret)
+		goto err_disable;
+
+	ret = -ENOMEM;
+	iv->bar0 = pci_iomap(pdev, 0, 0);
+	if (!iv->bar0)
+		goto err_regions;
+	iv->position = readl(iv->bar0 + IVPCI_REG_POSITION);
+	ret = ivpci_find_ivsmc(iv);
+	if (ret)
+		goto err_bar0;
+	ret = iv->regs ? ivpci_read_ivsmc(iv) : ivpci_read_plain(iv);
+	if (ret)
+		goto err_bar0;
+
+	ret = -ENOMEM;
+	dibs = dibs_dev_alloc();
+	if (!dibs)
+		goto err_bar0;
+	iv->dibs = dibs;
+	dibs->drv_priv = iv;
+	dibs->ops = ivpci_dibs_ops(nocopy);
+	dibs->dev.parent = &pdev->dev;
+	ivpci_make_gid(iv, &dibs->gid);
+	ret = dev_set_name(&dibs->dev, "ivpci-%s", pci_name(pdev));
+	if (ret)
+		goto err_dibs;
+
+	ret = ivpci_links_init(iv);
+	if (ret)
+		goto err_dibs;
+	ret = ivpci_poll_start(iv);
+	if (ret)
+		goto err_links;
+	pci_set_master(pdev); /* MSI-X */
+	ret = ivpci_irqs_on(iv);
+	if (ret)
+		goto err_poll;
+	ret = dibs_dev_add(dibs);
+	if (ret)
+		goto err_irqs;
+	ivpci_debugfs_add(iv);
+	ivpci_links_start(iv);
+	dev_info(&pdev->dev, "%s, %u link%s, GID %pUb, %s\n",
+		 iv->regs ? "ivsmc" : "ivshmem", iv->nlinks,
+		 iv->nlinks == 1 ? "" : "s", &dibs->gid,
+		 nocopy ? "no-copy" : "copying");
+	return 0;
+
+err_irqs:
+	ivpci_irqs_off(iv);
+err_poll:
+	pci_clear_master(pdev);
+	ivpci_poll_stop(iv);
+err_links:
+	ivpci_links_exit(iv);
+err_dibs:
+	put_device(&dibs->dev);
+err_bar0:
+	pci_iounmap(pdev, iv->bar0);
+err_regions:
+	pci_release_mem_regions(pdev);
+err_disable:
+	pci_disable_device(pdev);
+err_stats:
+	free_percpu(iv->stats);
+err_iv:
+	kvfree(iv);
+	return ret;
+}
+
+static void ivpci_remove(struct pci_dev *pdev)
+{
+	struct ivpci *iv = pci_get_drvdata(pdev);
+
+	ivpci_debugfs_del(iv);
+	dibs_dev_del(iv->dibs); /* SMC has ended all connections */
+	ivpci_links_stop(iv);
+	ivpci_irqs_off(iv);
+	pci_clear_master(pdev);
+	ivpci_poll_stop(iv);
+	ivpci_links_exit(iv);
+	put_device(&iv->dibs->dev);
+	pci_iounmap(pdev, iv->bar0);
+	pci_release_mem_regions(pdev);
+	pci_disable_device(pdev);
+	free_percpu(iv->stats);
+	ida_destroy(&iv->idx);
+	kvfree(iv);
+}
+
+static const struct pci_device_id ivpci_ids[] = {
+	{ PCI_DEVICE(IVPCI_VENDOR_ID, IVPCI_DEVICE_ID) },
+	{ }
+};
+MODULE_DEVICE_TABLE(pci, ivpci_ids);
+
+static struct pci_driver ivpci_driver = {
+	.name = IVPCI_NAME,
+	.id_table = ivpci_ids,
+	.probe = ivpci_probe,
+	.remove = ivpci_remove,
+};
+
+static int __init ivpci_init(void)
+{
+	int ret;
+
+	ivpci_debugfs_init();
+	ret = pci_register_driver(&ivpci_driver);
+	if (ret)
+		ivpci_debugfs_exit();
+	return ret;
+}
+module_init(ivpci_init);
+
+static void __exit ivpci_exit(void)
+{
+	pci_unregister_driver(&ivpci_driver);
+	ivpci_debugfs_exit();
+}
+module_exit(ivpci_exit);
+
+MODULE_DESCRIPTION("SMC-D over shared memory between virtual machines");
+MODULE_LICENSE("GPL");

@@ -1,0 +1,408 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Receiving: interrupts while nobody polls, polling while it pays.
+ *
+ * An interrupt drains the rings at once, then wakes a thread that goes on to
+ * poll them. The thread runs when its CPU has nothing else to do: it has the
+ * lowest policy there is, gives way when anybody else wants to run, and has
+ * the peers ring their doorbells while it is not running. So a busy CPU is
+ * interrupted and an idle one polls, until polling has not paid for a while.
+ */
+
+#include <linux/interrupt.h>
+#include <linux/kthread.h>
+#include <linux/module.h>
+#include <linux/sched.h>
+#include <linux/sched/clock.h>
+#include <uapi/linux/sched/types.h>
+
+#include "ivpci.h"
+
+#define IVPCI_BATCH		64
+#define IVPCI_EVENTS_PER_SEC	512
+
+static unsigned int poll_us = 100;
+module_param(poll_us, uint, 0644);
+MODULE_PARM_DESC(poll_us, "Upper bound of polling after the last activity, in us; 0: never poll (default 100)");
+
+static u64 ivpci_poll_limit(void)
+{
+	/* where locks sleep there is no polling without preemption */
+	if (IS_ENABLED(CONFIG_PREEMPT_RT))
+		return 0;
+	return READ_ONCE(poll_us) * (u64)NSEC_PER_USEC;
+}
+
+/* The first success counts little, the next more; failure as well. */
+static void ivpci_poll_adapt(struct ivpci *iv, bool success)
+{
+	u64 limit = ivpci_poll_limit();
+	u64 least = limit / 8;
+	u64 ns = READ_ONCE(iv->poll_ns);
+
+	if (success)
+		ns = ns < least ? least : ns * 2;
+	else
+		ns = ns / 2 < least ? 0 : ns / 2;
+	WRITE_ONCE(iv->poll_ns, min(ns, limit));
+}
+
+/**
+ * ivpci_deliver() - hand an event to all DIBS clients
+ * @iv: the device
+ * @event: the event
+ */
+void ivpci_deliver(struct ivpci *iv, const struct dibs_event *event)
+{
+	unsigned long flags;
+	int i;
+
+	spin_lock_irqsave(&iv->dibs->lock, flags);
+	for (i = 0; i < MAX_DIBS_CLIENTS; i++)
+		if (iv->dibs->subs[i])
+			iv->dibs->subs[i]->ops->handle_event(iv->dibs, event);
+	spin_unlock_irqrestore(&iv->dibs->lock, flags);
+}
+
+/* No news from this link any more; its state machine shall see why. */
+static void ivpci_stop_receiving(struct ivpci_link *link)
+{
+	__clear_bit(link->index, link->iv->receiving);
+	ivpci_link_kick(link);
+}
+
+static void ivpci_receiving_fault(struct ivpci_link *link, const char *why)
+{
+	__clear_bit(link->index, link->iv->receiving);
+	ivpci_link_fault(link, why);
+}
+
+static void ivpci_handle_signal(struct ivpci_link *link, u32 signal)
+{
+	u32 slot = FIELD_GET(IVPCI_SIGNAL_SLOT, signal);
+	u16 mask = 1 << FIELD_GET(IVPCI_SIGNAL_INDEX, signal);
+	struct dibs_dev *dibs = link->iv->dibs;
+	u32 idx;
+	u8 client;
+
+	if (slot >= IVPCI_SLOTS || !link->s->slot_idx[slot])
+		return;
+	idx = link->s->slot_idx[slot] - 1;
+	client = dibs->dmb_clientid_arr[idx];
+	if (client != NO_DIBS_CLIENT && dibs->subs[client])
+		dibs->subs[client]->ops->handle_irq(dibs, idx, mask);
+}
+
+/* Each event costs SMC memory: a peer must not send many for nothing. */
+static bool ivpci_event_flood(struct ivpci_link *link)
+{
+	if (!link->event_count ||
+	    time_after(jiffies, link->event_window + HZ)) {
+		link->event_window = jiffies;
+		link->event_count = 0;
+	}
+	return ++link->event_count > IVPCI_EVENTS_PER_SEC;
+}
+
+static unsigned int ivpci_drain_events(struct ivpci_link *link)
+{
+	struct dibs_dev *dibs = link->iv->dibs;
+	struct dibs_event event = {
+		.type = DIBS_SW_EVENT,
+		.gid = link->peer.gid,
+	};
+	unsigned int n;
+	int i, rc;
+
+	for (n = 0; n < IVPCI_EVENTS; n++) {
+		rc = ivpci_event_take(&link->s->rx, &event.subtype,
+				      &event.data);
+		if (!rc)
+			break;
+		if (rc < 0) {
+			ivpci_receiving_fault(link, "its event ring overran");
+			break;
+		}
+		if (ivpci_event_flood(link)) {
+			ivpci_receiving_fault(link, "it floods us with events");
+			break;
+		}
+		for (i = 0; i < MAX_DIBS_CLIENTS; i++)
+			if (dibs->subs[i])
+				dibs->subs[i]->ops->handle_event(dibs, &event);
+	}
+	return n;
+}
+
+static unsigned int ivpci_drain_link(struct ivpci_link *link)
+{
+	struct ivpci_session *s = link->s;
+	u32 signals[IVPCI_BATCH];
+	unsigned int n = 0;
+	int got, i;
+
+	if (ivpci_rx_pending(&s->rx)) {
+		/* at most a ring's worth, however fast the peer is */
+		while (n < IVPCI_SIGNALS) {
+			got = ivpci_signal_take(&s->rx, signals, IVPCI_BATCH);
+			if (got < 0) {
+				ivpci_receiving_fault(link,
+						      "its signal ring overran");
+				return n;
+			}
+			if (!got)
+				break;
+			for (i = 0; i < got; i++)
+				ivpci_handle_signal(link, signals[i]);
+			n += got;
+		}
+		ivpci_count(link->iv, signals_received, n);
+		got = ivpci_drain_events(link);
+		ivpci_count(link->iv, events_received, got);
+		n += got;
+	}
+	if (le32_to_cpu(READ_ONCE(s->peer->epoch)) != link->peer.epoch ||
+	    le32_to_cpu(READ_ONCE(s->peer->peer_epoch)) != link->epoch)
+		ivpci_stop_receiving(link);
+	return n;
+}
+
+static unsigned int ivpci_drain(struct ivpci *iv)
+{
+	unsigned int i, n = 0;
+
+	for_each_set_bit(i, iv->receiving, iv->nlinks)
+		n += ivpci_drain_link(&iv->links[i]);
+	iv->activity += n;
+	return n;
+}
+
+/*
+ * Have all peers ring. Returns false if a peer posts faster than we can take:
+ * then the doorbells stay off, and the thread has to look after it.
+ */
+static bool ivpci_arm(struct ivpci *iv)
+{
+	bool pending;
+	int tries;
+	u32 i;
+
+	for (tries = 0; tries < 4; tries++) {
+		pending = false;
+		for_each_set_bit(i, iv->receiving, iv->nlinks)
+			pending |= ivpci_rx_arm(&iv->links[i].s->rx);
+		if (!pending)
+			return true;
+		ivpci_drain(iv);
+	}
+	return false;
+}
+
+static void ivpci_disarm(struct ivpci *iv)
+{
+	unsigned int i;
+
+	for_each_set_bit(i, iv->receiving, iv->nlinks)
+		ivpci_rx_disarm(&iv->links[i].s->rx);
+}
+
+/**
+ * ivpci_poll_kick() - have the thread look after the rings
+ * @iv: the device
+ */
+void ivpci_poll_kick(struct ivpci *iv)
+{
+	WRITE_ONCE(iv->handover, true);
+	wake_up_process(iv->poller);
+}
+
+/**
+ * ivpci_irq_doorbell() - a peer has rung
+ * @irq: not used
+ * @data: the device
+ *
+ * Return: IRQ_HANDLED.
+ */
+irqreturn_t ivpci_irq_doorbell(int irq, void *data)
+{
+	struct ivpci *iv = data;
+	bool kick = false;
+	unsigned int i, n;
+
+	ivpci_count(iv, interrupts, 1);
+	spin_lock(&iv->dibs->lock);
+	for_each_set_bit(i, iv->attaching, iv->nlinks)
+		ivpci_link_kick(&iv->links[i]);
+	n = ivpci_drain(iv);
+	if (!iv->polling) {
+		u64 now = local_clock();
+
+		kick = !ivpci_arm(iv);
+		/* would polling have found it? */
+		if (iv->asleep_since)
+			ivpci_poll_adapt(iv, n && now - iv->asleep_since <
+						  ivpci_poll_limit());
+		if (iv->poll_ns)
+			kick = true;
+		iv->asleep_since = kick ? 0 : now;
+	}
+	spin_unlock(&iv->dibs->lock);
+	if (kick)
+		ivpci_poll_kick(iv);
+	return IRQ_HANDLED;
+}
+
+/**
+ * ivpci_irq_change() - a link has changed; perhaps a peer has rung as well
+ * @irq: not used
+ * @data: the device
+ *
+ * Return: IRQ_HANDLED.
+ */
+irqreturn_t ivpci_irq_change(int irq, void *data)
+{
+	struct ivpci *iv = data;
+
+	queue_work(iv->wq, &iv->scan);
+	return ivpci_irq_doorbell(irq, data);
+}
+
+static bool ivpci_others_want_cpu(void)
+{
+	return test_thread_flag(TIF_NEED_RESCHED) ||
+	       test_thread_flag(TIF_NEED_RESCHED_LAZY);
+}
+
+static void ivpci_begin_polling(struct ivpci *iv)
+{
+	spin_lock_irq(&iv->dibs->lock);
+	iv->polling = true;
+	iv->asleep_since = 0;
+	ivpci_disarm(iv);
+	spin_unlock_irq(&iv->dibs->lock);
+}
+
+static void ivpci_end_polling(struct ivpci *iv, bool sleep)
+{
+	/* what is drained here is handled when bottom halves are on again */
+	local_bh_disable();
+	spin_lock_irq(&iv->dibs->lock);
+	if (ivpci_arm(iv)) {
+		iv->polling = false;
+		if (sleep)
+			iv->asleep_since = local_clock();
+	} else {
+		WRITE_ONCE(iv->handover, true);
+	}
+	spin_unlock_irq(&iv->dibs->lock);
+	local_bh_enable();
+}
+
+static bool ivpci_poll_once(struct ivpci *iv, u64 *activity)
+{
+	bool news;
+
+	local_bh_disable();
+	spin_lock_irq(&iv->dibs->lock);
+	ivpci_drain(iv);
+	news = *activity != iv->activity;
+	*activity = iv->activity;
+	spin_unlock_irq(&iv->dibs->lock);
+	local_bh_enable(); /* runs SMC's tasklets */
+	ivpci_count(iv, polls, 1);
+	return news;
+}
+
+/*
+ * Poll until nothing has come for poll_ns of our own running time. Preemption
+ * is off as long as the doorbells are: who is not running cannot poll.
+ */
+static void ivpci_poll_session(struct ivpci *iv)
+{
+	u64 activity = 0, idle = 0, hits = 0, now, last;
+
+	preempt_disable();
+	ivpci_begin_polling(iv);
+	last = local_clock();
+	while (!kthread_should_stop()) {
+		bool news = ivpci_poll_once(iv, &activity);
+
+		now = local_clock();
+		if (news) {
+			idle = 0;
+			hits++;
+		} else {
+			idle += now - last;
+			if (idle > READ_ONCE(iv->poll_ns))
+				break;
+		}
+		last = now;
+		if (ivpci_others_want_cpu()) {
+			ivpci_end_polling(iv, false);
+			preempt_enable();
+			schedule();
+			preempt_disable();
+			ivpci_begin_polling(iv);
+			last = local_clock();
+		}
+		cpu_relax();
+	}
+	ivpci_count(iv, poll_hits, hits);
+	/* the first success is what woke us */
+	ivpci_poll_adapt(iv, hits > 1);
+	ivpci_end_polling(iv, true);
+	preempt_enable();
+}
+
+static int ivpci_poller(void *data)
+{
+	struct ivpci *iv = data;
+
+	for (;;) {
+		set_current_state(TASK_IDLE);
+		if (kthread_should_stop())
+			break;
+		if (xchg(&iv->handover, false)) {
+			__set_current_state(TASK_RUNNING);
+			ivpci_poll_session(iv);
+			cond_resched();
+		} else {
+			schedule();
+		}
+	}
+	__set_current_state(TASK_RUNNING);
+	return 0;
+}
+
+/**
+ * ivpci_poll_start() - create the thread
+ * @iv: the device
+ *
+ * Return: 0 or an error.
+ */
+int ivpci_poll_start(struct ivpci *iv)
+{
+	const struct sched_attr attr = {
+		.size = sizeof(attr),
+		.sched_policy = SCHED_IDLE,
+	};
+	struct task_struct *task;
+
+	task = kthread_create(ivpci_poller, iv, "ivpci/%s",
+			      pci_name(iv->pdev));
+	if (IS_ERR(task))
+		return PTR_ERR(task);
+	sched_setattr_nocheck(task, &attr);
+	iv->poller = task;
+	wake_up_process(task);
+	return 0;
+}
+
+/**
+ * ivpci_poll_stop() - end the thread
+ * @iv: the device, with interrupts off
+ */
+void ivpci_poll_stop(struct ivpci *iv)
+{
+	kthread_stop(iv->poller);
+}

@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Headers, signal rings and event rings of a window.
+ *
+ * Whatever the peer wrote is read once and checked here; what we wrote is
+ * never read back, as the peer can write to all of the window.
+ */
+
+#include <linux/bitfield.h>
+#include <linux/errno.h>
+#include <linux/string.h>
+
+#include "ring.h"
+
+/**
+ * ivpci_gid_valid() - can SMC-D tell this GID from others?
+ * @gid: the GID
+ *
+ * SMC identifies an emulated device by the second half alone and takes a first
+ * half of zero for "all of them".
+ *
+ * Return: true if neither half is zero.
+ */
+bool ivpci_gid_valid(const uuid_t *gid)
+{
+	return memchr_inv(gid->b, 0, 8) && memchr_inv(gid->b + 8, 0, 8);
+}
+
+/**
+ * ivpci_read_header() - read and check the peer's header
+ * @peer: the peer's control area
+ * @shift: log2 of the window's size
+ * @hdr: takes what was read
+ *
+ * Return: NULL if the peer is attached and its header is good, else the reason
+ * why not. @hdr is only valid in the first case.
+ */
+const char *ivpci_read_header(const struct ivpci_ctrl *peer, u32 shift,
+			      struct ivpci_header *hdr)
+{
+	hdr->epoch = le32_to_cpu(smp_load_acquire(&peer->epoch));
+	if (!hdr->epoch)
+		return "not attached";
+	if (le64_to_cpu(READ_ONCE(peer->magic)) != IVPCI_MAGIC)
+		return "no window header";
+	if (le32_to_cpu(READ_ONCE(peer->version)) != IVPCI_VERSION)
+		return "unknown version";
+	if (le32_to_cpu(READ_ONCE(peer->window_shift)) != shift)
+		return "different window size";
+	if (le32_to_cpu(READ_ONCE(peer->slots)) != IVPCI_SLOTS)
+		return "different number of DMB slots";
+
+	hdr->position = le32_to_cpu(READ_ONCE(peer->position));
+	hdr->vector = le32_to_cpu(READ_ONCE(peer->vector));
+	if (hdr->vector >= IVPCI_VECTORS)
+		return "vector out of range";
+	hdr->tag = le32_to_cpu(READ_ONCE(peer->tag));
+	if (hdr->tag >= IVPCI_LINKS)
+		return "tag out of range";
+	memcpy(&hdr->gid, &peer->gid, sizeof(hdr->gid));
+	/* No second look at the peer's memory after the check */
+	barrier();
+	if (!ivpci_gid_valid(&hdr->gid))
+		return "half of the GID is zero";
+
+	smp_rmb(); /* the header was whole if epoch is still the same */
+	if (le32_to_cpu(READ_ONCE(peer->epoch)) != hdr->epoch)
+		return "attaching";
+	return NULL;
+}
+
+/**
+ * ivpci_tx_init() - begin to produce
+ * @tx: the producer
+ * @own: our control area, cleared
+ * @peer: the peer's control area
+ */
+void ivpci_tx_init(struct ivpci_tx *tx, struct ivpci_ctrl *own,
+		   const struct ivpci_ctrl *peer)
+{
+	memset(tx, 0, sizeof(*tx));
+	tx->own = own;
+	tx->peer = peer;
+}
+
+/**
+ * ivpci_signal_post() - tell the peer that one of its DMBs has news
+ * @tx: the producer
+ * @slot: slot of the DMB
+ * @index: signal index, below 16
+ *
+ * The stores that the signal announces come before the call.
+ *
+ * Return: one of enum ivpci_posted; -EBUSY if the ring is full, which takes
+ * more than one signal index per DMB; -EPROTO if the peer makes no sense.
+ */
+int ivpci_signal_post(struct ivpci_tx *tx, u32 slot, u32 index)
+{
+	u32 cons, used, entry;
+
+	smp_mb(); /* the stores before; pairs with ivpci_signal_take() */
+	cons = le32_to_cpu(READ_ONCE(tx->peer->signal_cons));
+	used = (u32)tx->prod - cons;
+	if (used > IVPCI_SIGNALS)
+		return -EPROTO;
+	if (tx->posted[slot] > tx->prod - used && tx->index[slot] == index)
+		return IVPCI_COALESCED;
+	if (used == IVPCI_SIGNALS)
+		return -EBUSY;
+
+	entry = FIELD_PREP(IVPCI_SIGNAL_SLOT, slot) |
+		FIELD_PREP(IVPCI_SIGNAL_INDEX, index);
+	WRITE_ONCE(tx->own->signals[(u32)tx->prod % IVPCI_SIGNALS],
+		   cpu_to_le32(entry));
+	tx->prod++;
+	tx->posted[slot] = tx->prod;
+	tx->index[slot] = index;
+	smp_store_release(&tx->own->signal_prod, cpu_to_le32((u32)tx->prod));
+
+	smp_mb(); /* signal_prod before signal_wake; pairs with ivpci_rx_arm() */
+	if (le32_to_cpu(READ_ONCE(tx->peer->signal_wake)) == (u32)tx->prod - 1)
+		return IVPCI_RING;
+	return IVPCI_POSTED;
+}
+
+/**
+ * ivpci_event_post() - send the peer an event
+ * @tx: the producer
+ * @code: SMC's event code
+ * @info: SMC's event information
+ *
+ * The peer has to be rung after each event.
+ *
+ * Return: 0; -EBUSY if the ring is full; -EPROTO if the peer makes no sense.
+ */
+int ivpci_event_post(struct ivpci_tx *tx, u32 code, u64 info)
+{
+	struct ivpci_event *event = &tx->own->events[tx->event_prod %
+						     IVPCI_EVENTS];
+	u32 used;
+
+	/* acquire: the entry was read before it is used again */
+	used = tx->event_prod -
+	       le32_to_cpu(smp_load_acquire(&tx->peer->event_cons));
+	if (used > IVPCI_EVENTS)
+		return -EPROTO;
+	if (used == IVPCI_EVENTS)
+		return -EBUSY;
+
+	WRITE_ONCE(event->code, cpu_to_le32(code));
+	WRITE_ONCE(event->info, cpu_to_le64(info));
+	tx->event_prod++;
+	smp_store_release(&tx->own->event_prod, cpu_to_le32(tx->event_prod));
+	return 0;
+}
+
+/**
+ * ivpci_rx_init() - begin to consume
+ * @rx: the consumer
+ * @own: our control area, cleared
+ * @peer: the peer's control area
+ */
+void ivpci_rx_init(struct ivpci_rx *rx, struct ivpci_ctrl *own,
+		   const struct ivpci_ctrl *peer)
+{
+	memset(rx, 0, sizeof(*rx));
+	rx->own = own;
+	rx->peer = peer;
+}
+
+/**
+ * ivpci_signal_take() - consume signals
+ * @rx: the consumer
+ * @signals: takes the entries as the peer wrote them
+ * @max: at most so many
+ *
+ * The peer may post the same signals again as soon as this returns; look after
+ * the DMBs afterwards.
+ *
+ * Return: how many there were; -EPROTO if the peer makes no sense.
+ */
+int ivpci_signal_take(struct ivpci_rx *rx, u32 *signals, u32 max)
+{
+	u32 n, i;
+
+	n = le32_to_cpu(smp_load_acquire(&rx->peer->signal_prod)) - rx->cons;
+	if (!n)
+		return 0;
+	if (n > IVPCI_SIGNALS)
+		return -EPROTO;
+	if (n > max)
+		n = max;
+	for (i = 0; i < n; i++) {
+		u32 at = (rx->cons + i) % IVPCI_SIGNALS;
+
+		signals[i] = le32_to_cpu(READ_ONCE(rx->peer->signals[at]));
+	}
+	rx->cons += n;
+	/* release: the entries were read before they are used again */
+	smp_store_release(&rx->own->signal_cons, cpu_to_le32(rx->cons));
+	smp_mb(); /* then the DMBs; pairs with ivpci_signal_post() */
+	return n;
+}
+
+/**
+ * ivpci_event_take() - consume an event
+ * @rx: the consumer
+ * @code: takes SMC's event code
+ * @info: takes SMC's event information
+ *
+ * Return: 1 if there was one, else 0; -EPROTO if the peer makes no sense.
+ */
+int ivpci_event_take(struct ivpci_rx *rx, u32 *code, u64 *info)
+{
+	const struct ivpci_event *event = &rx->peer->events[rx->event_cons %
+							    IVPCI_EVENTS];
+	u32 n;
+
+	n = le32_to_cpu(smp_load_acquire(&rx->peer->event_prod)) -
+	    rx->event_cons;
+	if (!n)
+		return 0;
+	if (n > IVPCI_EVENTS)
+		return -EPROTO;
+	*code = le32_to_cpu(READ_ONCE(event->code));
+	*info = le64_to_cpu(READ_ONCE(event->info));
+	rx->event_cons++;
+	smp_store_release(&rx->own->event_cons, cpu_to_le32(rx->event_cons));
+	return 1;
+}
+
+/**
+ * ivpci_rx_arm() - ask the peer to ring for its next signal
+ * @rx: the consumer
+ *
+ * Return: true if something has come meanwhile, for which it may not ring.
+ */
+bool ivpci_rx_arm(struct ivpci_rx *rx)
+{
+	WRITE_ONCE(rx->own->signal_wake, cpu_to_le32(rx->cons));
+	smp_mb(); /* signal_wake before signal_prod; pairs with the producer */
+	return ivpci_rx_pending(rx);
+}
+
+/**
+ * ivpci_rx_disarm() - ask the peer not to ring for signals
+ * @rx: the consumer
+ */
+void ivpci_rx_disarm(struct ivpci_rx *rx)
+{
+	WRITE_ONCE(rx->own->signal_wake, cpu_to_le32(rx->cons - 1));
+}
