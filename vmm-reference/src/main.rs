@@ -9,6 +9,7 @@
 //! | [`layout`] | where things are in the guest's address spaces |
 //! | [`boot`], [`cpu`], [`acpi`] | what Linux wants at power-on |
 //! | [`bus`], [`pci`], [`serial`] | what the processors reach |
+//! | [`net`] | network devices |
 //! | [`interrupts`] | what reaches the processors |
 //! | [`seccomp`] | what each thread may do |
 
@@ -18,6 +19,7 @@ mod bus;
 mod cpu;
 mod interrupts;
 mod layout;
+mod net;
 mod options;
 mod pci;
 mod seccomp;
@@ -25,7 +27,7 @@ mod serial;
 mod vm;
 
 use std::process::ExitCode;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -35,9 +37,11 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::bus::Exit;
+use crate::net::Tap;
 use crate::options::Options;
 use crate::seccomp::Thread;
 use crate::serial::Console;
+use crate::vm::Parts;
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -45,7 +49,7 @@ fn main() -> ExitCode {
     env_logger::Builder::new()
         .filter_level(level[usize::from(options.verbose).min(level.len() - 1)])
         .init();
-    match run(&options) {
+    match run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!("{error:#}");
@@ -55,13 +59,21 @@ fn main() -> ExitCode {
 }
 
 /// Runs VMs, one after the other, until one does not end by a reset.
-fn run(options: &Options) -> Result<()> {
+fn run(options: Options) -> Result<()> {
     let stop = stop_event()?;
     let kvm = Kvm::new().context("/dev/kvm cannot be opened")?;
+    let open = |net: &options::Net| Tap::open(&net.tap).map(Arc::new);
+    let taps = options.net.iter().map(open).collect::<Result<_>>()?;
     let console = Console::open(&options.serial)?;
     Thread::Main.confine(options.seccomp)?;
+    let parts = Parts {
+        kvm,
+        options,
+        console,
+        taps,
+    };
     loop {
-        match vm::run(&kvm, options, console.as_ref(), stop)? {
+        match vm::run(&parts, stop)? {
             Exit::Reset => info!("the VM is built anew"),
             Exit::PowerOff | Exit::Stopped => return Ok(()),
             Exit::Failed => bail!("the VM cannot go on"),

@@ -22,21 +22,35 @@ use vmm_sys_util::terminal::Terminal;
 
 use crate::bus::{Bus, Exit};
 use crate::interrupts::Interrupts;
+use crate::net::{Net, Tap};
 use crate::options::{Options, Seccomp};
 use crate::pci::Pci;
 use crate::seccomp::Thread;
 use crate::serial::Console;
 use crate::{acpi, boot, cpu, layout, lock};
 
+/// What VMs are built of, and what outlives them.
+pub struct Parts {
+    /// The host's KVM.
+    pub kvm: Kvm,
+    /// The command line.
+    pub options: Options,
+    /// The serial port's other end.
+    pub console: Option<Console>,
+    /// The taps, one for each network device.
+    pub taps: Vec<Arc<Tap>>,
+}
+
 /// Runs one VM, from power-on until it ends. `stop` ends it from outside.
-pub fn run(
-    kvm: &Kvm,
-    options: &Options,
-    console: Option<&Console>,
-    stop: &EventFd,
-) -> Result<Exit> {
+pub fn run(parts: &Parts, stop: &EventFd) -> Result<Exit> {
+    let Parts {
+        kvm,
+        options,
+        console,
+        taps,
+    } = parts;
     let vm = Arc::new(kvm.create_vm().context("KVM_CREATE_VM")?);
-    let memory = guest_memory(&vm, options.memory.0)?;
+    let memory = Arc::new(guest_memory(&vm, options.memory.0)?);
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .context("KVM_SET_IDENTITY_MAP_ADDR")?;
     vm.set_tss_address(layout::KVM_TSS as usize)
@@ -47,16 +61,6 @@ pub fn run(
     let cpuid = cpu::supported_cpuid(kvm)?;
     let cpus = options.cpus.0;
     let mmio64 = layout::mmio64(options.memory.0, cpu::physical_bits(&cpuid));
-    let serial = match console {
-        Some(console) => Some(Mutex::new(
-            console.port(interrupts.pin(layout::SERIAL_IRQ)?),
-        )),
-        None => None,
-    };
-    let bus = Arc::new(Bus {
-        serial,
-        pci: Pci::new(mmio64),
-    });
     let machine = acpi::Machine {
         cpus,
         mmio64,
@@ -64,28 +68,40 @@ pub fn run(
     };
     let entry = boot::load(&memory, options, &machine)?;
 
-    let end = Arc::new(End::new()?);
+    let mut pci = Pci::new(mmio64);
+    for (net, tap) in options.net.iter().zip(taps) {
+        let (memory, tap) = (memory.clone(), tap.clone());
+        pci.add(Arc::new(Net::new(
+            vm.clone(),
+            &interrupts,
+            memory,
+            tap,
+            net,
+            options.seccomp,
+        )?))?;
+    }
+    let serial = match console {
+        Some(console) => Some(Mutex::new(
+            console.port(interrupts.pin(layout::SERIAL_IRQ)?),
+        )),
+        None => None,
+    };
+    let bus = Arc::new(Bus { serial, pci });
+
     let mut vcpus = Vec::new();
     for id in 0..cpus {
         let vcpu = vm.create_vcpu(id.into()).context("KVM_CREATE_VCPU")?;
         cpu::configure(&vcpu, &cpuid, id, cpus, entry)?;
         vcpus.push(vcpu);
     }
-    let mut threads = Vec::new();
+    let mut processors = Processors {
+        end: Arc::new(End::new()?),
+        threads: Vec::new(),
+    };
     for (id, vcpu) in vcpus.into_iter().enumerate() {
-        threads.push(spawn_vcpu(
-            id,
-            vcpu,
-            bus.clone(),
-            end.clone(),
-            options.seccomp,
-        )?);
+        processors.start(id, vcpu, bus.clone(), options.seccomp)?;
     }
-    let exit = wait(&bus, console, &end, stop);
-    // Whatever happened, the threads have to go.
-    end.set(Exit::Stopped);
-    threads.into_iter().for_each(kick_and_join);
-    exit
+    wait(&bus, console.as_ref(), &processors.end, stop)
 }
 
 /// Allocates memory and gives it to the guest.
@@ -179,27 +195,37 @@ fn wait(bus: &Bus, console: Option<&Console>, end: &End, stop: &EventFd) -> Resu
     }
 }
 
-fn spawn_vcpu(
-    id: usize,
-    mut vcpu: VcpuFd,
-    bus: Arc<Bus>,
+/// The processors' threads. Dropping them ends them: they must not outlive the guest's memory.
+struct Processors {
     end: Arc<End>,
-    seccomp: Seccomp,
-) -> Result<JoinHandle<()>> {
-    let body = move || {
-        let exit = match Thread::Vcpu.confine(seccomp) {
-            Ok(()) => run_vcpu(id, &mut vcpu, &bus, &end),
-            Err(error) => {
-                error!("{error:#}");
-                Exit::Failed
-            }
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Processors {
+    fn start(&mut self, id: usize, vcpu: VcpuFd, bus: Arc<Bus>, seccomp: Seccomp) -> Result<()> {
+        let end = self.end.clone();
+        let body = move || {
+            let mut vcpu = vcpu;
+            let exit = match Thread::Vcpu.confine(seccomp) {
+                Ok(()) => run_vcpu(id, &mut vcpu, &bus, &end),
+                Err(error) => {
+                    error!("{error:#}");
+                    Exit::Failed
+                }
+            };
+            end.set(exit);
         };
-        end.set(exit);
-    };
-    thread::Builder::new()
-        .name(format!("vcpu{id}"))
-        .spawn(body)
-        .context("a vCPU's thread")
+        let thread = thread::Builder::new().name(format!("vcpu{id}")).spawn(body);
+        self.threads.push(thread.context("a processor's thread")?);
+        Ok(())
+    }
+}
+
+impl Drop for Processors {
+    fn drop(&mut self) {
+        self.end.set(Exit::Stopped);
+        self.threads.drain(..).for_each(kick_and_join);
+    }
 }
 
 /// Runs a processor until the VM's life ends.
