@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::core::Core;
 use crate::pci::{BarMove, BarSpec};
+use crate::socket::SocketFile;
 use crate::{Config, ConfigError, Counters, DeviceState, Fabric, Host};
 
 /// Why a device cannot be made.
@@ -35,101 +37,137 @@ pub enum Error {
     #[error("ivsmc: cannot listen on path={0}: {1}")]
     Listen(PathBuf, #[source] io::Error),
     /// The system is out of descriptors or the like.
-    #[error("ivsmc: cannot make {0}: {1}")]
-    System(&'static str, #[source] io::Error),
+    #[error("ivsmc: cannot make the device of path={0}: {1}")]
+    System(PathBuf, #[source] io::Error),
 }
 
-/// An ivsmc device.
-#[derive(Debug)]
-pub struct Device {}
+/// An ivsmc device, for the VMM to call from any thread. Its links come and go by themselves, on the
+/// [`Fabric`]'s thread.
+pub struct Device {
+    core: Arc<Core>,
+    file: SocketFile,
+}
 
 impl Device {
     /// Makes a device that listens on the configuration's path, and its fabric, for which the VMM starts
-    /// a thread that calls [`Fabric::run`].
+    /// a thread that calls [`Fabric::run`]. With `state` it is a device as it was when that was taken, but that its
+    /// links come up anew; the VMM then finds the BARs' addresses with [`bar_address`](Self::bar_address) and places
+    /// them there.
     ///
     /// # Errors
     /// When an option is wrong or the socket cannot be made; the error says what would do.
     pub fn new(
         config: Config,
-        _host: Arc<dyn Host>,
-        _state: Option<&DeviceState>,
+        host: Arc<dyn Host>,
+        state: Option<&DeviceState>,
     ) -> Result<(Arc<Device>, Fabric), Error> {
         config.validate()?;
-        Err(Error::Listen(
-            config.path,
-            io::ErrorKind::Unsupported.into(),
-        ))
+        let path = config.path.clone();
+        let (socket, file) =
+            SocketFile::listen(&path).map_err(|error| listen_error(path.clone(), error))?;
+        let made = Core::new(config, host, state).and_then(|core| {
+            let core = Arc::new(core);
+            Ok((Fabric::new(core.clone(), socket)?, core))
+        });
+        match made {
+            Ok((fabric, core)) => Ok((Arc::new(Device { core, file }), fabric)),
+            Err(error) => {
+                file.remove();
+                Err(Error::System(path, error))
+            }
+        }
     }
 
     /// The device's BARs: registers (0), MSI-X (1), windows (2).
     pub fn bars(&self) -> [BarSpec; 3] {
-        [BarSpec {
-            index: 0,
-            size: 0x4000,
-            is_64bit: false,
-            prefetchable: false,
-        }; 3]
+        self.core.bars()
     }
 
     /// How many interrupt lines the device has (see [`Host::set_line`]).
     pub fn lines(&self) -> usize {
-        0
+        self.core.lines()
     }
 
     /// The guest reads the 32-bit register number `register` of the configuration space.
-    pub fn config_read(&self, _register: usize) -> u32 {
-        u32::MAX
+    pub fn config_read(&self, register: usize) -> u32 {
+        self.core.config_read(register)
     }
 
     /// The guest writes `data` at byte `offset` of the configuration space's register number `register`. For each
-    /// BAR that it thereby moves, the VMM moves its MMIO range (BAR0 and BAR1; and of BAR2, what has no window
-    /// mapped) and calls [`move_bar`](Self::move_bar), or calls [`keep_bar`](Self::keep_bar) if it cannot.
-    pub fn config_write(&self, _register: usize, _offset: usize, _data: &[u8]) -> Vec<BarMove> {
-        Vec::new()
+    /// BAR that it thereby wants elsewhere, the VMM moves the range for which it calls
+    /// [`bar_read`](Self::bar_read) and [`bar_write`](Self::bar_write) and calls [`move_bar`](Self::move_bar); or, if it
+    /// cannot, [`keep_bar`](Self::keep_bar).
+    pub fn config_write(&self, register: usize, offset: usize, data: &[u8]) -> Vec<BarMove> {
+        self.core.config_write(register, offset, data)
     }
 
     /// Where the BAR is: what the VMM said last, or after a restore what the snapshot says.
-    pub fn bar_address(&self, _bar: usize) -> u64 {
-        0
+    pub fn bar_address(&self, bar: usize) -> u64 {
+        self.core.bar_address(bar)
     }
 
     /// Places a BAR: at first (as a firmware would), or when the guest moved it. Windows and doorbells in it
-    /// move along.
+    /// move along. A BAR at address 0 is nowhere.
     ///
     /// # Errors
-    /// When the VMM's part of that fails.
-    pub fn move_bar(&self, _bar: usize, _address: u64) -> io::Result<()> {
-        Ok(())
+    /// When there is no such BAR, or the VMM cannot map windows there; the BAR then stays where it was.
+    pub fn move_bar(&self, bar: usize, address: u64) -> io::Result<()> {
+        self.core.move_bar(bar, address)
     }
 
     /// The BAR stays where it is, although the guest wants it elsewhere.
-    pub fn keep_bar(&self, _bar: usize) {}
-
-    /// The guest reads `data.len()` bytes at `offset` in a BAR.
-    pub fn bar_read(&self, _bar: usize, _offset: u64, data: &mut [u8]) {
-        data.fill(0xff);
+    pub fn keep_bar(&self, bar: usize) {
+        self.core.keep_bar(bar);
     }
 
-    /// The guest writes `data` at `offset` in a BAR.
-    pub fn bar_write(&self, _bar: usize, _offset: u64, _data: &[u8]) {}
+    /// The guest reads `data.len()` bytes at `offset` in a BAR. (In BAR2, only where no window is.)
+    pub fn bar_read(&self, bar: usize, offset: u64, data: &mut [u8]) {
+        self.core.bar_read(bar, offset, data);
+    }
+
+    /// The guest writes `data` at `offset` in a BAR. (In BAR2, only where no window is.)
+    pub fn bar_write(&self, bar: usize, offset: u64, data: &[u8]) {
+        self.core.bar_write(bar, offset, data);
+    }
 
     /// Resets the device, as on a reset of the VM: all links end, and are made anew. BARs stay in place.
-    pub fn reset(&self) {}
+    pub fn reset(&self) {
+        self.core.reset();
+    }
 
     /// What a snapshot needs.
     pub fn state(&self) -> DeviceState {
-        DeviceState {
-            gid: crate::Gid::random(),
-            config_space: Default::default(),
-            msix: Default::default(),
-        }
+        self.core.snapshot()
     }
 
     /// What has been counted so far.
     pub fn counters(&self) -> Counters {
-        Counters::default()
+        self.core.counters()
     }
 
-    /// Ends all links, makes [`Fabric::run`] return and removes the socket. Dropping the device does it, too.
-    pub fn shutdown(&self) {}
+    /// Removes the socket, and makes [`Fabric::run`] end all links and return. Dropping the device does it, too.
+    pub fn shutdown(&self) {
+        if !self.core.is_stopping() {
+            self.file.remove();
+            self.core.stop();
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+fn listen_error(path: PathBuf, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => Error::PathInUse(path),
+        io::ErrorKind::AlreadyExists => Error::NotASocket(path),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            Error::NoPermission(path)
+        }
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Error::NoFolder(path),
+        _ => Error::Listen(path, error),
+    }
 }

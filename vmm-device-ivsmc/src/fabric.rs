@@ -1,16 +1,668 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The fabric thread.
+//! The fabric thread: it finds peers, shakes hands with them, and notices when they are gone. While links are up
+//! and nothing changes, it sleeps.
 
-/// The body of the fabric thread.
-#[derive(Debug)]
-pub struct Fabric {}
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::core::Core;
+use crate::handshake::{End, Handshake, Step, Terms};
+use crate::lines::Line;
+use crate::socket::{Packet, Socket, into_eventfd, own_user};
+use crate::wire::{Bye, Message};
+use crate::{Gid, Window};
+
+/// How long a connection may take to become a link.
+const HANDSHAKE: Duration = Duration::from_secs(2);
+/// How many connections that others made may be waiting to become links.
+const MAX_WAITING: usize = 16;
+/// When to try a peer again: at first, and at most.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(1);
+/// How long not to accept connections when the process is out of descriptors.
+const PAUSE: Duration = Duration::from_millis(100);
+
+const WAKE: u64 = 0;
+const LISTENER: u64 = 1;
+const FIRST_CONNECTION: u64 = 2;
+
+/// What the fabric thread runs. The VMM moves it to a thread of its own and calls [`run`](Self::run).
+pub struct Fabric {
+    core: Arc<Core>,
+    epoll: Epoll,
+    listener: Socket,
+    /// When to accept connections again, if not now.
+    paused: Option<Instant>,
+    connectors: Vec<Connector>,
+    connections: BTreeMap<u64, Connection>,
+    next_id: u64,
+}
+
+/// A peer that this device joins.
+struct Connector {
+    path: PathBuf,
+    /// Who was there the last time.
+    gid: Option<Gid>,
+    /// When to try next; `None` while there is a connection.
+    next: Option<Instant>,
+    delay: Duration,
+    /// What it said last in the log, so as not to repeat it at every try.
+    said: String,
+}
+
+struct Connection {
+    socket: Socket,
+    /// The connector that made it; `None` if the other end did.
+    connector: Option<usize>,
+    handshake: Handshake,
+    deadline: Instant,
+    stage: Stage,
+}
+
+/// What a connection holds.
+enum Stage {
+    Talking,
+    /// Side 0 has made and offered a window.
+    Offered {
+        link: usize,
+        window: Window,
+        lines: Vec<Line>,
+    },
+    Up {
+        link: usize,
+        generation: u32,
+    },
+}
+
+/// Why a connection ends.
+enum Ending {
+    /// The other end closed or said BYE.
+    Left(Option<Bye>),
+    /// There is no place for it, or none for now.
+    NoPlace(Bye),
+    /// This end does not want it.
+    Refused(String),
+    /// The other end broke the protocol.
+    Protocol(String),
+    /// It took too long.
+    TimedOut,
+    /// The device closes, or was reset.
+    Closing,
+    /// Something failed here.
+    Internal(String),
+}
+
+impl Ending {
+    /// What to tell the other end.
+    fn bye(&self) -> Option<Bye> {
+        match self {
+            Ending::Left(_) => None,
+            Ending::NoPlace(reason) => Some(*reason),
+            Ending::Refused(_) => Some(Bye::Refused),
+            Ending::Protocol(_) => Some(Bye::Protocol),
+            Ending::TimedOut | Ending::Closing => Some(Bye::Closing),
+            Ending::Internal(_) => Some(Bye::Internal),
+        }
+    }
+
+    /// Whether it is worth a warning, and what to say.
+    fn describe(&self) -> (bool, String) {
+        match self {
+            Ending::Left(None) => (false, "the other end has closed it".into()),
+            Ending::Left(Some(reason @ (Bye::Closing | Bye::Duplicate | Bye::Busy))) => {
+                (false, format!("the other end says {reason:?}"))
+            }
+            Ending::Left(Some(reason)) => (true, format!("the other end says {reason:?}")),
+            Ending::NoPlace(reason @ (Bye::Duplicate | Bye::Busy)) => {
+                (false, format!("this end says {reason:?}"))
+            }
+            Ending::NoPlace(reason) => (true, format!("this end says {reason:?}")),
+            Ending::Refused(why) => (true, format!("refused: {why}")),
+            Ending::Protocol(why) => (true, format!("the other end broke the protocol: {why}")),
+            Ending::TimedOut => (true, "it did not become a link in time".into()),
+            Ending::Closing => (false, "this end closes".into()),
+            Ending::Internal(why) => (true, why.clone()),
+        }
+    }
+}
+
+impl From<End> for Ending {
+    fn from(end: End) -> Self {
+        match end {
+            End::Bye(reason) => Ending::Left(Some(reason)),
+            End::Refused(why) => Ending::Refused(why.into()),
+            End::Protocol(why) => Ending::Protocol(why.into()),
+        }
+    }
+}
+
+/// An error of this end's own.
+fn internal(what: &'static str) -> impl Fn(io::Error) -> Ending {
+    move |error| Ending::Internal(format!("cannot {what}: {error}"))
+}
 
 impl Fabric {
-    /// The system calls that [`run`](Self::run) makes, those of [`Host`](crate::Host) included, for a
-    /// seccomp filter of the thread that runs it.
-    pub const SYSCALLS: &'static [i64] = &[];
+    /// The system calls that [`run`](Self::run) makes, for a seccomp filter of the thread that runs it: those of
+    /// its own, of the allocator, of thread exit, and of the calls of a [`Host`](crate::Host) that does what it must with
+    /// ioctls. What else the host and the logger make has to be added.
+    pub const SYSCALLS: &'static [i64] = &[
+        // The loop.
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_epoll_wait,
+        libc::SYS_epoll_pwait,
+        libc::SYS_epoll_ctl,
+        libc::SYS_clock_gettime,
+        libc::SYS_restart_syscall,
+        // Connections and descriptors in them.
+        libc::SYS_socket,
+        libc::SYS_connect,
+        libc::SYS_accept4,
+        libc::SYS_getsockopt,
+        libc::SYS_geteuid,
+        libc::SYS_sendmsg,
+        libc::SYS_recvmsg,
+        libc::SYS_close,
+        // Windows.
+        libc::SYS_memfd_create,
+        libc::SYS_ftruncate,
+        libc::SYS_fcntl,
+        libc::SYS_fstat,
+        libc::SYS_newfstatat,
+        libc::SYS_fstatfs,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        // Interrupt lines; the log.
+        libc::SYS_eventfd2,
+        libc::SYS_read,
+        libc::SYS_preadv2,
+        libc::SYS_write,
+        // The host: KVM_SET_USER_MEMORY_REGION, KVM_IOEVENTFD, KVM_IRQFD, KVM_SET_GSI_ROUTING.
+        libc::SYS_ioctl,
+        // The lock, the allocator, the thread's end.
+        libc::SYS_futex,
+        libc::SYS_brk,
+        libc::SYS_mremap,
+        libc::SYS_mprotect,
+        libc::SYS_madvise,
+        libc::SYS_sched_yield,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_sigaltstack,
+        libc::SYS_exit,
+    ];
 
-    /// Serves the fabric until [`Device::shutdown`](crate::Device::shutdown).
-    pub fn run(self) {}
+    pub(crate) fn new(core: Arc<Core>, listener: Socket) -> io::Result<Self> {
+        let now = Instant::now();
+        let connector = |path: &PathBuf| Connector {
+            path: path.clone(),
+            gid: None,
+            next: Some(now),
+            delay: FIRST_RETRY,
+            said: String::new(),
+        };
+        let fabric = Fabric {
+            epoll: Epoll::new()?,
+            listener,
+            paused: None,
+            connectors: core.config.peers.iter().map(connector).collect(),
+            connections: BTreeMap::new(),
+            next_id: FIRST_CONNECTION,
+            core,
+        };
+        fabric.watch(fabric.core.wake.as_raw_fd(), WAKE)?;
+        fabric.watch(fabric.listener.as_raw_fd(), LISTENER)?;
+        Ok(fabric)
+    }
+
+    fn watch(&self, fd: RawFd, id: u64) -> io::Result<()> {
+        self.epoll
+            .ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, id))
+    }
+
+    /// Serves the fabric until [`Device::shutdown`](crate::Device::shutdown), and then ends all links.
+    pub fn run(mut self) {
+        let mut events = [EpollEvent::default(); 32];
+        while !self.core.is_stopping() {
+            match self.epoll.wait(self.timeout(), &mut events) {
+                Ok(count) => {
+                    for event in events.iter().take(count) {
+                        match event.data() {
+                            WAKE => self.woken(),
+                            LISTENER => self.accept(),
+                            id => self.readable(id),
+                        }
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    log::error!("{}: the fabric thread ends: {error}", self.core.name);
+                    return;
+                }
+            }
+            self.expire();
+        }
+    }
+
+    /// Milliseconds until something is due; -1: nothing is.
+    fn timeout(&self) -> i32 {
+        let waiting = self
+            .connections
+            .values()
+            .filter(|connection| connection.is_waiting());
+        let deadlines = waiting.map(|connection| connection.deadline);
+        let retries = self
+            .connectors
+            .iter()
+            .filter_map(|connector| connector.next);
+        let Some(due) = deadlines.chain(retries).chain(self.paused).min() else {
+            return -1;
+        };
+        let wait = due.saturating_duration_since(Instant::now());
+        // One more, so that it is due when the wait is over.
+        i32::try_from(wait.as_millis() + 1).unwrap_or(i32::MAX)
+    }
+
+    /// Does what is due.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        if self.paused.is_some_and(|until| until <= now) {
+            self.paused = None;
+            if let Err(error) = self.watch(self.listener.as_raw_fd(), LISTENER) {
+                log::error!("{}: no peer can connect any more: {error}", self.core.name);
+            }
+        }
+        let is_late =
+            |connection: &Connection| connection.is_waiting() && connection.deadline <= now;
+        let late: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(_, each)| is_late(each))
+            .map(|(&id, _)| id)
+            .collect();
+        for id in late {
+            self.end(id, Ending::TimedOut);
+        }
+        for index in 0..self.connectors.len() {
+            if self.connectors[index].next.is_some_and(|next| next <= now) {
+                self.join(index, now);
+            }
+        }
+    }
+
+    /// The device stops, or the guest has let go of windows, or the device was reset.
+    fn woken(&mut self) {
+        // It is nobody else's and does not block; an error says that it is empty.
+        let _ = self.core.wake.read();
+        if self.core.tend() {
+            self.hasten(|_| true);
+        }
+        let is_gone = |connection: &Connection| match connection.stage {
+            Stage::Up { link, generation } => !self.core.is_up(link, generation),
+            _ => false,
+        };
+        let gone: Vec<u64> = self
+            .connections
+            .iter()
+            .filter(|(_, each)| is_gone(each))
+            .map(|(&id, _)| id)
+            .collect();
+        for id in gone {
+            self.end(id, Ending::Closing);
+        }
+    }
+
+    /// Makes connectors that wait try again soon.
+    fn hasten(&mut self, which: impl Fn(&Connector) -> bool) {
+        let soon = Instant::now() + FIRST_RETRY;
+        for connector in self
+            .connectors
+            .iter_mut()
+            .filter(|connector| which(connector))
+        {
+            connector.delay = FIRST_RETRY;
+            connector.next = connector.next.map(|next| next.min(soon));
+        }
+    }
+
+    /// Connects to a peer, unless there is a link to it.
+    fn join(&mut self, index: usize, now: Instant) {
+        let connector = &mut self.connectors[index];
+        if connector.gid.is_some_and(|gid| self.core.is_joined(gid)) {
+            connector.next = Some(now + LAST_RETRY);
+            return;
+        }
+        match Socket::connect(&connector.path) {
+            Ok(socket) => {
+                connector.next = None;
+                self.core.count(|counters| counters.connections_made += 1);
+                self.begin(socket, Some(index));
+            }
+            Err(error) => {
+                connector.say(false, &self.core.name, &error.to_string());
+                connector.retry(now);
+            }
+        }
+    }
+
+    /// Takes the connection that somebody has made.
+    fn accept(&mut self) {
+        match self.listener.accept() {
+            Ok(Some(socket)) => {
+                self.core
+                    .count(|counters| counters.connections_accepted += 1);
+                let is_waiting = |each: &&Connection| each.connector.is_none() && each.is_waiting();
+                if self.connections.values().filter(is_waiting).count() >= MAX_WAITING {
+                    log::warn!(
+                        "{}: too many connections wait to become links",
+                        self.core.name
+                    );
+                    self.core.count(|counters| counters.handshakes_refused += 1);
+                    let _ = socket.send(&Message::Bye(Bye::Full).encode(), &[]);
+                } else {
+                    self.begin(socket, None);
+                }
+            }
+            Ok(None) => {}
+            Err(error) => {
+                log::error!("{}: cannot accept a connection: {error}", self.core.name);
+                // The connection stays in the queue: look again when there may be descriptors.
+                let fd = self.listener.as_raw_fd();
+                if self
+                    .epoll
+                    .ctl(ControlOperation::Delete, fd, EpollEvent::default())
+                    .is_ok()
+                {
+                    self.paused = Some(Instant::now() + PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Both ends of a new connection introduce themselves.
+    fn begin(&mut self, socket: Socket, connector: Option<usize>) {
+        let hello = self.core.hello();
+        let id = self.next_id;
+        self.next_id += 1;
+        let mut ending = self
+            .watch(socket.as_raw_fd(), id)
+            .err()
+            .map(internal("watch it"));
+        match socket.peer_user() {
+            Ok(user) if user == own_user() || user == 0 => {}
+            Ok(user) => ending = Some(Ending::Refused(format!("user {user} is at the other end"))),
+            Err(error) => ending = Some(internal("tell the other end's user")(error)),
+        }
+        if ending.is_none() {
+            let sent = socket.send(&Message::Hello(hello).encode(), &[]);
+            ending = sent.err().map(internal("send HELLO"));
+        }
+        let handshake = Handshake::new(hello);
+        let deadline = Instant::now() + HANDSHAKE;
+        let stage = Stage::Talking;
+        self.connections.insert(
+            id,
+            Connection {
+                socket,
+                connector,
+                handshake,
+                deadline,
+                stage,
+            },
+        );
+        if let Some(ending) = ending {
+            self.end(id, ending);
+        }
+    }
+
+    /// There is something to read on a connection, or it was closed.
+    fn readable(&mut self, id: u64) {
+        // It may have ended a moment ago, in the same round.
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        let result = match connection.socket.receive() {
+            Ok(None) => Ok(()),
+            Ok(Some(packet)) => connection.receive(packet, &self.core),
+            Err(_) => Err(Ending::Left(None)),
+        };
+        if let (Some(gid), Some(index)) = (connection.handshake.peer(), connection.connector) {
+            self.connectors[index].gid = Some(gid);
+            if !connection.is_waiting() {
+                self.connectors[index].delay = FIRST_RETRY;
+            }
+        }
+        if let Err(ending) = result {
+            self.end(id, ending);
+        }
+    }
+
+    /// Ends a connection, and the link that it was.
+    fn end(&mut self, id: u64, ending: Ending) {
+        let Some(connection) = self.connections.remove(&id) else {
+            return;
+        };
+        let core = &self.core;
+        if let Some(reason) = ending.bye() {
+            // The other end may be gone, or not listen: it learns from the connection's end anyway.
+            let _ = connection.socket.send(&Message::Bye(reason).encode(), &[]);
+        }
+        core.count(|counters| match ending {
+            Ending::Refused(_) => counters.handshakes_refused += 1,
+            Ending::Protocol(_) => counters.protocol_errors += 1,
+            Ending::TimedOut => counters.handshakes_timed_out += 1,
+            _ => {}
+        });
+        let peer = connection.handshake.peer();
+        let (is_warning, why) = ending.describe();
+        let mut has_lost = false;
+        match connection.stage {
+            Stage::Talking => {}
+            Stage::Offered { link, .. } => core.cancel(link),
+            Stage::Up { link, generation } => {
+                core.lose(link, generation);
+                let peer = peer.map(|gid| gid.to_string()).unwrap_or_default();
+                log::info!("{}: link {link} to {peer} ends: {why}", core.name);
+                has_lost = true;
+            }
+        }
+        let now = Instant::now();
+        match connection
+            .connector
+            .and_then(|index| self.connectors.get_mut(index))
+        {
+            Some(connector) => {
+                connector.say(is_warning, &core.name, &why);
+                connector.retry(now);
+            }
+            None if is_warning => log::warn!("{}: a connection ends: {why}", core.name),
+            None => log::debug!("{}: a connection ends: {why}", core.name),
+        }
+        if has_lost {
+            self.hasten(|connector| connector.gid == peer);
+        }
+    }
+}
+
+impl Drop for Fabric {
+    fn drop(&mut self) {
+        for id in self.connections.keys().copied().collect::<Vec<_>>() {
+            self.end(id, Ending::Closing);
+        }
+        self.core.close();
+    }
+}
+
+impl Connector {
+    /// Tries again, each time a little later.
+    fn retry(&mut self, now: Instant) {
+        self.next = Some(now + self.delay);
+        self.delay = (self.delay * 2).min(LAST_RETRY);
+    }
+
+    /// Logs why there is no link, once.
+    fn say(&mut self, is_warning: bool, name: &str, why: &str) {
+        let path = self.path.display();
+        if self.said == why {
+            log::debug!("{name}: no link to {path}: {why}");
+            return;
+        }
+        self.said = why.into();
+        let level = if is_warning {
+            log::Level::Warn
+        } else {
+            log::Level::Info
+        };
+        log::log!(level, "{name}: no link to {path}: {why}");
+    }
+}
+
+impl Connection {
+    /// Whether it is not a link yet.
+    fn is_waiting(&self) -> bool {
+        !matches!(self.stage, Stage::Up { .. })
+    }
+
+    /// A packet came in.
+    fn receive(&mut self, packet: Packet, core: &Core) -> Result<(), Ending> {
+        if packet.is_cut {
+            return Err(Ending::Protocol(
+                "a message that is too long, in bytes or descriptors".into(),
+            ));
+        }
+        if packet.bytes().is_empty() {
+            return Err(Ending::Left(None));
+        }
+        let message =
+            Message::decode(packet.bytes()).map_err(|error| Ending::Protocol(error.to_string()))?;
+        if packet.descriptors.len() as u64 != message.descriptors() {
+            return Err(Ending::Protocol(format!(
+                "{} descriptors with a message that has {}",
+                packet.descriptors.len(),
+                message.descriptors()
+            )));
+        }
+        match self.handshake.receive(&message)? {
+            Step::Wait => Ok(()),
+            Step::Offer(terms) => self.offer(terms, core),
+            Step::Accept(terms) => self.accept(terms, packet, core),
+            Step::Accepted(terms) => self.accepted(terms, packet, core),
+        }
+    }
+
+    /// Side 0 makes the window and offers it.
+    fn offer(&mut self, terms: Terms, core: &Core) -> Result<(), Ending> {
+        let link = core.reserve(terms.gid).map_err(Ending::NoPlace)?;
+        let offer = || {
+            let size = 1 << terms.window_shift;
+            let window = Window::create(size, core.config.hugepages)
+                .map_err(|error| Ending::Internal(format!("cannot make a window: {error}")))?;
+            let lines = core
+                .new_lines(link)
+                .map_err(internal("make interrupt lines"))?;
+            let mut descriptors = vec![window.file().as_raw_fd()];
+            descriptors.extend(lines.iter().map(Line::as_raw_fd));
+            let (window_shift, vectors) = (terms.window_shift, lines.len() as u32);
+            let message = Message::Offer {
+                window_shift,
+                vectors,
+            };
+            self.socket
+                .send(&message.encode(), &descriptors)
+                .map_err(internal("send OFFER"))?;
+            Ok((window, lines))
+        };
+        match offer() {
+            Ok((window, lines)) => {
+                self.stage = Stage::Offered {
+                    link,
+                    window,
+                    lines,
+                };
+                Ok(())
+            }
+            Err(ending) => {
+                core.cancel(link);
+                Err(ending)
+            }
+        }
+    }
+
+    /// Side 1 takes the window, and says so.
+    fn accept(&mut self, terms: Terms, packet: Packet, core: &Core) -> Result<(), Ending> {
+        let mut descriptors = packet.descriptors.into_iter();
+        let file = descriptors
+            .next()
+            .ok_or_else(|| Ending::Protocol("no window".into()))?;
+        let window = Window::accept(file, 1 << terms.window_shift, core.config.hugepages).map_err(
+            |error| match error.kind() {
+                io::ErrorKind::InvalidData => Ending::Protocol(error.to_string()),
+                _ => internal("map the window")(error),
+            },
+        )?;
+        let link = core.reserve(terms.gid).map_err(Ending::NoPlace)?;
+        let bells = descriptors.map(into_eventfd).collect();
+        let accept = || {
+            let lines = core
+                .new_lines(link)
+                .map_err(internal("make interrupt lines"))?;
+            // The lines move into the guest before the peer gets to know them.
+            let shared: io::Result<Vec<_>> = lines.iter().map(Line::share).collect();
+            let shared = shared.map_err(internal("share interrupt lines"))?;
+            let generation = core
+                .bring_up(link, terms, window, bells, lines)
+                .map_err(internal("place the link in the guest"))?;
+            Ok((generation, shared))
+        };
+        let (generation, shared) = accept().inspect_err(|_: &Ending| core.cancel(link))?;
+        self.came_up(link, generation, terms, core);
+        let message = Message::Accept {
+            vectors: shared.len() as u32,
+        };
+        let descriptors: Vec<RawFd> = shared.iter().map(AsRawFd::as_raw_fd).collect();
+        self.socket
+            .send(&message.encode(), &descriptors)
+            .map_err(internal("send ACCEPT"))
+    }
+
+    /// Side 0's window has been taken.
+    fn accepted(&mut self, terms: Terms, packet: Packet, core: &Core) -> Result<(), Ending> {
+        let stage = std::mem::replace(&mut self.stage, Stage::Talking);
+        let Stage::Offered {
+            link,
+            window,
+            lines,
+        } = stage
+        else {
+            return Err(Ending::Internal("nothing was offered".into()));
+        };
+        let bells = packet.descriptors.into_iter().map(into_eventfd).collect();
+        let generation = core
+            .bring_up(link, terms, window, bells, lines)
+            .inspect_err(|_| core.cancel(link))
+            .map_err(internal("place the link in the guest"))?;
+        self.came_up(link, generation, terms, core);
+        Ok(())
+    }
+
+    fn came_up(&mut self, link: usize, generation: u32, terms: Terms, core: &Core) {
+        self.stage = Stage::Up { link, generation };
+        let Terms {
+            gid,
+            side,
+            window_shift,
+            ..
+        } = terms;
+        let size = (1u64 << window_shift) >> 20;
+        log::info!(
+            "{}: link {link} to {gid} is up: side {side}, {size} MiB",
+            core.name
+        );
+    }
 }

@@ -37,6 +37,6 @@ pub trait Host: Send + Sync {
     ///
     /// There are [`Device::lines`](crate::Device::lines) lines, counted from 0, each of which wants a GSI of
     /// its own. A line has at most one `fd` at a time: before it gets another, the first is taken off.
-    /// `None` also comes for lines that have none: then there is nothing to do.
+    /// After an error the line has to be as it was before.
     fn set_line(&self, line: usize, fd: &EventFd, message: Option<MsiMessage>) -> io::Result<()>;
 }

@@ -1,16 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The ivsmc device.
+//! The ivsmc PCI device for virtual machine monitors: an ivshmem device (revision 1, with doorbell) that has
+//! links to many peers, each with a window of memory that only the two of them map. `docs/device.md` says what a
+//! guest sees, `docs/fabric.md` how devices find each other.
+//!
+//! The crate knows no VMM. What it needs of one is the trait [`Host`]; what a VMM needs of it is [`Device`], whose
+//! methods it calls for the guest's accesses, and [`Fabric`], for which it starts a thread. That thread sets links up
+//! and takes them down; while data flows, no thread of the VMM runs.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `config` | the options, their text and their rules |
+//! | `device`, `host` | what a VMM calls, and what it is asked for |
+//! | `core` | the state behind one lock, and what changes it |
+//! | `pci` | configuration space and MSI-X of any device |
+//! | `registers` | BAR0 |
+//! | `link` | a link's life, free of I/O |
+//! | `wiring`, `lines`, `window` | what a link has in the guest: doorbells, interrupts, memory |
+//! | `handshake`, `wire` | the protocol between devices, free of I/O |
+//! | `fabric`, `socket` | the thread that speaks it |
+//! | `state`, `counters` | what goes into a snapshot, and what is counted |
 
 mod config;
+mod core;
 mod counters;
 mod device;
 mod fabric;
 mod gid;
+mod handshake;
 mod host;
+mod lines;
+mod link;
 pub mod pci;
+mod registers;
+mod socket;
 mod state;
+#[cfg(test)]
+mod test_utils;
+#[cfg(test)]
+mod tests;
 mod window;
+mod wire;
+mod wiring;
 
 pub use config::{Config, ConfigError};
 pub use counters::Counters;

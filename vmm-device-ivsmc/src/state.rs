@@ -5,13 +5,16 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Gid;
+use crate::link::LinkSnapshot;
 use crate::pci::{ConfigSpaceState, MsixState};
 
-/// The state of a device, for a snapshot. The windows' content is not part of it.
+/// The state of a device, for a snapshot. The windows' content is not part of it: after a restore the links come
+/// up anew, and until the guest has let go of a window that it had claimed, zeros are behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceState {
-    /// The device's GID.
-    pub gid: Gid,
+    /// The device's GID, of which its IVPosition is made.
+    pub(crate) gid: Gid,
     pub(crate) config_space: ConfigSpaceState,
     pub(crate) msix: MsixState,
+    pub(crate) links: Vec<LinkSnapshot>,
 }

@@ -161,7 +161,7 @@ impl ConfigSpace {
 
     /// The 16 bits at offset `at`; all ones where there are none.
     pub fn read_u16(&self, at: usize) -> u16 {
-        (self.read(at / 4) >> (8 * (at % 4 & 2))) as u16
+        (self.read(at / 4) >> (8 * (at & 2))) as u16
     }
 
     /// The guest writes `data` at byte `offset` of register number `register`. Returns the BARs that it

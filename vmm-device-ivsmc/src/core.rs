@@ -1,0 +1,591 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What vCPU threads and the fabric thread share: the device's state behind one lock, and everything that
+//! changes it.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::handshake::Terms;
+use crate::lines::Line;
+use crate::link::{LinkTable, State as LinkState};
+use crate::pci::{BarMove, BarSpec, ConfigSpace, Identity, Msix};
+use crate::registers::{self, Registers};
+use crate::wire::{Bye, Hello};
+use crate::wiring::Wiring;
+use crate::{Config, Counters, DeviceState, Gid, Host, Window};
+
+/// BAR0: registers, link table, doorbells.
+const REGISTERS: usize = 0;
+/// BAR1: MSI-X.
+const MSIX: usize = 1;
+const MSIX_SIZE: u64 = 0x1000;
+const PENDING: u64 = 0x800;
+/// BAR2: windows.
+const WINDOWS: usize = 2;
+
+const MSIX_CAPABILITY: u8 = 0x40;
+const MSIX_CONTROL: usize = MSIX_CAPABILITY as usize + Msix::CONTROL;
+const VENDOR_CAPABILITY: u8 = 0x50;
+const VENDOR_CAPABILITY_ID: u8 = 0x09;
+
+const IDENTITY: Identity = Identity {
+    vendor: 0x1af4,
+    device: 0x1110,
+    subsystem_vendor: 0x1af4,
+    subsystem: 0x1100,
+    revision: 1,
+    class: [0x05, 0x00, 0x00],
+};
+
+/// The device, as vCPU threads and the fabric thread share it.
+pub struct Core {
+    /// What to call the device in the log.
+    pub name: String,
+    pub config: Config,
+    pub gid: Gid,
+    /// Wakes the fabric thread: to stop, or because links have changed under it.
+    pub wake: EventFd,
+    host: Arc<dyn Host>,
+    stopping: AtomicBool,
+    state: Mutex<State>,
+}
+
+struct State {
+    config_space: ConfigSpace,
+    msix: Msix,
+    registers: Registers,
+    /// What each link has in the guest; there is something while it is up or lost.
+    wirings: Vec<Option<Wiring>>,
+    /// The device's own line, for vector 0.
+    control: Line,
+    counters: Counters,
+    /// The fabric is gone: no link comes up any more.
+    closed: bool,
+}
+
+/// The BARs of a device with this configuration.
+fn bars(config: &Config) -> [BarSpec; 3] {
+    let windows = (u64::from(config.max_peers) * config.window_size).next_power_of_two();
+    let bar = |index, size, wide| BarSpec {
+        index,
+        size,
+        is_64bit: wide,
+        prefetchable: wide,
+    };
+    [
+        bar(REGISTERS, registers::SIZE, false),
+        bar(MSIX, MSIX_SIZE, false),
+        bar(WINDOWS, windows, true),
+    ]
+}
+
+fn config_space(config: &Config, msix: &Msix) -> ConfigSpace {
+    let mut space = ConfigSpace::new(IDENTITY, &bars(config));
+    let msix_body = msix.capability(MSIX as u8, 0, PENDING as u32);
+    space.add_capability(
+        MSIX_CAPABILITY,
+        Msix::CAPABILITY,
+        &msix_body,
+        &Msix::WRITABLE,
+    );
+    // The capability's length and the version of its layout, then three words.
+    let mut vendor = vec![16, 1];
+    for word in [registers::SIGNATURE, registers::EXTENSION, 0] {
+        vendor.extend(word.to_le_bytes());
+    }
+    space.add_capability(VENDOR_CAPABILITY, VENDOR_CAPABILITY_ID, &vendor, &[]);
+    space
+}
+
+impl Core {
+    /// A device in the state after a reset, or in that of a snapshot. The configuration has been validated.
+    pub fn new(
+        config: Config,
+        host: Arc<dyn Host>,
+        saved: Option<&DeviceState>,
+    ) -> io::Result<Self> {
+        let gid = saved
+            .map(|saved| saved.gid)
+            .or(config.gid)
+            .unwrap_or_else(Gid::random);
+        let name = match config.id.as_str() {
+            "" => format!("ivsmc {}", config.path.display()),
+            id => format!("ivsmc {id}"),
+        };
+        let msix = Msix::new(config.vectors);
+        let mut state = State {
+            config_space: config_space(&config, &msix),
+            msix,
+            registers: Registers {
+                gid,
+                fabric_id: config.fabric_id,
+                vectors: config.vectors,
+                window_shift: config.window_shift(),
+                max_peers: config.max_peers,
+                intr_mask: 0,
+                links: LinkTable::new(config.max_peers),
+            },
+            wirings: (0..config.max_peers).map(|_| None).collect(),
+            control: Line::new(usize::from(config.max_peers) * usize::from(config.vectors))?,
+            counters: Counters::default(),
+            closed: false,
+        };
+        if let Some(saved) = saved {
+            state.restore(saved, host.as_ref())?;
+        }
+        Ok(Core {
+            name,
+            gid,
+            wake: EventFd::new(EFD_NONBLOCK)?,
+            host,
+            stopping: AtomicBool::new(false),
+            state: Mutex::new(state),
+            config,
+        })
+    }
+
+    /// No code panics while it holds the lock; if some did all the same, the state is still the best there is.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn host(&self) -> &dyn Host {
+        self.host.as_ref()
+    }
+
+    fn wake(&self) {
+        if let Err(error) = self.wake.write(1) {
+            log::error!("{}: cannot wake the fabric thread: {error}", self.name);
+        }
+    }
+}
+
+/// What the VMM calls.
+impl Core {
+    pub fn bars(&self) -> [BarSpec; 3] {
+        bars(&self.config)
+    }
+
+    pub fn lines(&self) -> usize {
+        usize::from(self.config.max_peers) * usize::from(self.config.vectors) + 1
+    }
+
+    pub fn config_read(&self, register: usize) -> u32 {
+        self.lock().config_space.read(register)
+    }
+
+    pub fn config_write(&self, register: usize, offset: usize, data: &[u8]) -> Vec<BarMove> {
+        let state = &mut *self.lock();
+        let moves = state.config_space.write(register, offset, data);
+        if register == MSIX_CONTROL / 4 {
+            state
+                .msix
+                .set_control(state.config_space.read_u16(MSIX_CONTROL));
+            for vector in 0..state.msix.vectors() {
+                state.set_lines(self.host(), vector, &self.name);
+            }
+        }
+        moves
+    }
+
+    pub fn bar_address(&self, bar: usize) -> u64 {
+        self.lock().config_space.placed(bar).unwrap_or(0)
+    }
+
+    pub fn keep_bar(&self, bar: usize) {
+        self.lock().config_space.keep(bar);
+    }
+
+    pub fn move_bar(&self, bar: usize, address: u64) -> io::Result<()> {
+        let state = &mut *self.lock();
+        let old = state
+            .config_space
+            .placed(bar)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        state.config_space.place(bar, address);
+        match bar {
+            REGISTERS => {
+                for link in 0..state.wirings.len() {
+                    if let Err(error) = state.place_bells(self.host(), link) {
+                        // That is this one peer's fault, or nobody's: the others keep their links.
+                        log::error!("{}: link {link} ends, no doorbells: {error}", self.name);
+                        state.counters.host_errors += 1;
+                        state.lose(self.host(), link, &self.name);
+                        self.wake();
+                    }
+                }
+            }
+            WINDOWS => {
+                if let Err(error) = state.place_windows(self.host()) {
+                    state.counters.host_errors += 1;
+                    state.config_space.place(bar, old);
+                    let back = state.place_windows(self.host());
+                    state.check(back, &self.name, "put the windows back");
+                    return Err(error);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    pub fn bar_read(&self, bar: usize, offset: u64, data: &mut [u8]) {
+        let state = &*self.lock();
+        match (bar, offset) {
+            (REGISTERS, _) => state.registers.read(offset, data),
+            (MSIX, ..PENDING) => state.msix.read_table(offset, data),
+            (MSIX, _) => {
+                let pending = |vector| state.is_pending(vector);
+                state.msix.read_pending(offset - PENDING, data, pending);
+            }
+            // No memory stands behind what the guest reads of BAR2 here.
+            _ => data.fill(0xff),
+        }
+    }
+
+    pub fn bar_write(&self, bar: usize, offset: u64, data: &[u8]) {
+        let state = &mut *self.lock();
+        match (bar, offset) {
+            (REGISTERS, _) => {
+                let has_let_go = state.registers.write(offset, data);
+                if has_let_go {
+                    self.wake();
+                }
+            }
+            (MSIX, ..PENDING) => {
+                if let Some(vector) = state.msix.write_table(offset, data) {
+                    state.set_lines(self.host(), vector, &self.name);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub fn reset(&self) {
+        let state = &mut *self.lock();
+        state.counters.resets += 1;
+        state.end_all(self.host(), &self.name);
+        state.config_space.reset();
+        state.msix.reset();
+        state.registers.intr_mask = 0;
+        state.set_lines(self.host(), 0, &self.name);
+        state.control.clear();
+        self.wake();
+    }
+
+    pub fn snapshot(&self) -> DeviceState {
+        let state = &*self.lock();
+        DeviceState {
+            gid: self.gid,
+            config_space: state.config_space.state(),
+            msix: state.msix.state(),
+            links: state.registers.links.snapshot(),
+        }
+    }
+
+    pub fn counters(&self) -> Counters {
+        let state = &*self.lock();
+        let is_up = |link: &&crate::link::Link| link.state() == LinkState::Up;
+        let links = state.registers.links.iter().filter(is_up).count() as u64;
+        Counters {
+            links,
+            ..state.counters
+        }
+    }
+
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.wake();
+    }
+}
+
+/// What the fabric thread calls.
+impl Core {
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// How this device introduces itself.
+    pub fn hello(&self) -> Hello {
+        Hello {
+            gid: self.gid,
+            position: u32::from(self.gid.position()),
+            vectors: u32::from(self.config.vectors),
+            fabric_id: u32::from(self.config.fabric_id),
+            window_shift: self.config.window_shift(),
+        }
+    }
+
+    /// Changes the counters.
+    pub fn count(&self, change: impl FnOnce(&mut Counters)) {
+        change(&mut self.lock().counters);
+    }
+
+    /// Whether there is a link to this GID, or about to be.
+    pub fn is_joined(&self, gid: Gid) -> bool {
+        self.lock().registers.links.is_joined(gid)
+    }
+
+    /// Reserves a place for a link to this GID, or says what to tell the peer.
+    pub fn reserve(&self, gid: Gid) -> Result<usize, Bye> {
+        self.lock().registers.links.reserve(gid)
+    }
+
+    /// Gives a reserved place back.
+    pub fn cancel(&self, link: usize) {
+        self.lock().registers.links.cancel(link);
+    }
+
+    /// Fresh lines for a link, so that the peer of an earlier one has nothing to do with them.
+    pub fn new_lines(&self, link: usize) -> io::Result<Vec<Line>> {
+        let vectors = usize::from(self.config.vectors);
+        (0..vectors)
+            .map(|vector| Line::new(link * vectors + vector))
+            .collect()
+    }
+
+    /// Brings a link up at its reserved place. Returns its generation.
+    pub fn bring_up(
+        &self,
+        link: usize,
+        peer: Terms,
+        window: Window,
+        bells: Vec<EventFd>,
+        lines: Vec<Line>,
+    ) -> io::Result<u32> {
+        let state = &mut *self.lock();
+        if state.closed {
+            return Err(io::Error::other("the device is closing"));
+        }
+        // Two peers can have the same IVPosition: the first one has the Doorbell register.
+        let is_rival =
+            |wiring: &Wiring| wiring.is_classic() && wiring.position() == Some(peer.position);
+        let classic = !state.wirings.iter().flatten().any(is_rival);
+        let wiring = Wiring::new(link, peer.position, classic, window, bells, lines);
+        let place = state
+            .wirings
+            .get_mut(link)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        if place.is_some() {
+            return Err(io::Error::other("the place is taken"));
+        }
+        *place = Some(wiring);
+        let wired = state.wire_up(self.host(), link);
+        let generation = match wired {
+            Ok(()) => state.registers.links.up(link, peer),
+            Err(_) => None,
+        };
+        let Some(generation) = generation else {
+            state.counters.host_errors += u64::from(wired.is_err());
+            state.remove(self.host(), link, &self.name);
+            return Err(wired
+                .err()
+                .unwrap_or_else(|| io::Error::other("the place is gone")));
+        };
+        state.counters.links_up += 1;
+        state.raise(&self.name);
+        Ok(generation)
+    }
+
+    /// Whether this generation of a link is up.
+    pub fn is_up(&self, link: usize, generation: u32) -> bool {
+        self.lock().is_up(link, generation)
+    }
+
+    /// The peer of this generation of a link is gone.
+    pub fn lose(&self, link: usize, generation: u32) {
+        let state = &mut *self.lock();
+        if state.is_up(link, generation) {
+            state.lose(self.host(), link, &self.name);
+        }
+    }
+
+    /// Takes out of the guest the windows that it has let go of. Returns whether there were any.
+    pub fn tend(&self) -> bool {
+        let state = &mut *self.lock();
+        let is_let_go = |link: &crate::link::Link| link.is_let_go();
+        let let_go: Vec<bool> = state.registers.links.iter().map(is_let_go).collect();
+        for (link, _) in let_go.iter().enumerate().filter(|(_, let_go)| **let_go) {
+            state.remove(self.host(), link, &self.name);
+            if let Some(link) = state.registers.links.get_mut(link) {
+                link.down();
+            }
+            state.raise(&self.name);
+        }
+        let_go.contains(&true)
+    }
+
+    /// Ends all links, for good.
+    pub fn close(&self) {
+        let state = &mut *self.lock();
+        state.closed = true;
+        state.end_all(self.host(), &self.name);
+        let masked = state.control.set(self.host(), None);
+        state.check(masked, &self.name, "take off the control line");
+    }
+}
+
+impl State {
+    /// Takes over a snapshot. Its links are down, but for windows that the guest had claimed: these are lost, and
+    /// new memory is behind them until the guest, which is told of the change, lets go.
+    fn restore(&mut self, saved: &DeviceState, host: &dyn Host) -> io::Result<()> {
+        self.config_space.restore(&saved.config_space);
+        self.msix.restore(&saved.msix);
+        self.registers
+            .links
+            .restore(&saved.links, self.registers.window_shift);
+        for (index, link) in self.registers.links.iter().enumerate() {
+            if let Some(peer) = link.peer() {
+                let window = Window::create(1 << peer.window_shift, false)?;
+                let (bells, lines) = (Vec::new(), Vec::new());
+                let wiring = Wiring::new(index, peer.position, false, window, bells, lines);
+                self.wirings[index] = Some(wiring);
+            }
+        }
+        self.control.raise()?;
+        self.control.set(host, self.msix.message(0))
+    }
+
+    /// Where a BAR is; `None` before the VMM has placed it.
+    fn placed(&self, bar: usize) -> Option<u64> {
+        self.config_space
+            .placed(bar)
+            .filter(|&address| address != 0)
+    }
+
+    /// A call of the VMM that must not fail: if it does, that is logged and counted.
+    fn check(&mut self, result: io::Result<()>, name: &str, what: &str) {
+        if let Err(error) = result {
+            log::error!("{name}: cannot {what}: {error}");
+            self.counters.host_errors += 1;
+        }
+    }
+
+    fn is_up(&self, link: usize, generation: u32) -> bool {
+        let link = self.registers.links.get(link);
+        link.is_some_and(|link| link.state() == LinkState::Up && link.generation() == generation)
+    }
+
+    /// Tells the guest that a link changed.
+    fn raise(&mut self, name: &str) {
+        let raised = self.control.raise();
+        self.check(raised, name, "raise vector 0");
+    }
+
+    /// Makes the lines of a vector what the MSI-X table says.
+    fn set_lines(&mut self, host: &dyn Host, vector: usize, name: &str) {
+        let message = self.msix.message(vector);
+        let mut result = Ok(());
+        if vector == 0 {
+            result = self.control.set(host, message);
+        }
+        for wiring in self.wirings.iter_mut().flatten() {
+            if let Some(line) = wiring.lines.get_mut(vector) {
+                result = result.and(line.set(host, message));
+            }
+        }
+        self.check(result, name, "set an interrupt line");
+    }
+
+    fn is_pending(&self, vector: usize) -> bool {
+        let lines = self
+            .wirings
+            .iter()
+            .flatten()
+            .filter_map(|wiring| wiring.lines.get(vector));
+        lines.into_iter().any(Line::is_pending) || vector == 0 && self.control.is_pending()
+    }
+
+    /// Puts a link's window, doorbells and lines into the guest.
+    fn wire_up(&mut self, host: &dyn Host, link: usize) -> io::Result<()> {
+        self.place_window(host, link)?;
+        self.place_bells(host, link)?;
+        if let Some(wiring) = &mut self.wirings[link] {
+            for (vector, line) in wiring.lines.iter_mut().enumerate() {
+                line.set(host, self.msix.message(vector))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn place_window(&mut self, host: &dyn Host, link: usize) -> io::Result<()> {
+        let address = self.placed(WINDOWS);
+        if let (Some(wiring), Some(address)) = (&mut self.wirings[link], address) {
+            wiring.map(
+                host,
+                address + ((link as u64) << self.registers.window_shift),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn place_windows(&mut self, host: &dyn Host) -> io::Result<()> {
+        (0..self.wirings.len()).try_for_each(|link| self.place_window(host, link))
+    }
+
+    fn place_bells(&mut self, host: &dyn Host, link: usize) -> io::Result<()> {
+        let address = self.placed(REGISTERS);
+        if let (Some(wiring), Some(address)) = (&mut self.wirings[link], address) {
+            wiring.place_bells(host, address)?;
+        }
+        Ok(())
+    }
+
+    /// The peer of a link that is up is gone.
+    fn lose(&mut self, host: &dyn Host, link: usize, name: &str) {
+        self.counters.links_lost += 1;
+        if let Some(wiring) = &mut self.wirings[link] {
+            let disconnected = wiring.disconnect(host);
+            self.check(disconnected, name, "disconnect a link");
+        }
+        let state = self.registers.links.get_mut(link).map(|link| link.lose());
+        if state == Some(LinkState::Down) {
+            self.remove(host, link, name);
+        }
+        self.hand_on_classic(host, name);
+        self.raise(name);
+    }
+
+    /// Gives the Doorbell register to links whose IVPosition no link that has it shares any more.
+    fn hand_on_classic(&mut self, host: &dyn Host, name: &str) {
+        let address = self.placed(REGISTERS);
+        for link in 0..self.wirings.len() {
+            let (earlier, rest) = self.wirings.split_at_mut(link);
+            let Some((Some(wiring), later)) = rest.split_first_mut() else {
+                continue;
+            };
+            let Some(position) = wiring.position() else {
+                continue;
+            };
+            let others = earlier.iter().chain(later.iter()).flatten();
+            let mut holders = others.filter(|other| other.is_classic());
+            if wiring.is_classic() || holders.any(|other| other.position() == Some(position)) {
+                continue;
+            }
+            let placed = wiring.place_classic(host, address);
+            self.check(placed, name, "place a doorbell");
+        }
+    }
+
+    /// Takes everything of a link out of the guest.
+    fn remove(&mut self, host: &dyn Host, link: usize, name: &str) {
+        if let Some(wiring) = self.wirings.get_mut(link).and_then(Option::take) {
+            let removed = wiring.remove(host);
+            self.check(removed, name, "take a link out of the guest");
+        }
+    }
+
+    /// Makes all links down, whatever the guest has claimed.
+    fn end_all(&mut self, host: &dyn Host, name: &str) {
+        for link in 0..self.wirings.len() {
+            self.remove(host, link, name);
+            if let Some(link) = self.registers.links.get_mut(link) {
+                link.down();
+            }
+        }
+    }
+}

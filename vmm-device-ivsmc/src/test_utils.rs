@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A VMM without a VM, for tests: it notes what the device asks for, and plays KVM's part.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::pci::MsiMessage;
+use crate::{Host, Window};
+
+#[derive(Default)]
+struct Inner {
+    /// By guest address: address in this process, size, link.
+    windows: BTreeMap<u64, (usize, u64, usize)>,
+    doorbells: BTreeMap<(u64, Option<u32>), EventFd>,
+    lines: BTreeMap<usize, (EventFd, MsiMessage)>,
+}
+
+#[derive(Default)]
+pub struct FakeHost {
+    inner: Mutex<Inner>,
+    fail_lines: AtomicBool,
+    fail_windows: AtomicBool,
+}
+
+impl FakeHost {
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap()
+    }
+
+    pub fn fail_lines(&self, fail: bool) {
+        self.fail_lines.store(fail, Ordering::Relaxed);
+    }
+
+    pub fn fail_windows(&self, fail: bool) {
+        self.fail_windows.store(fail, Ordering::Relaxed);
+    }
+
+    /// The guest stores `value` to `address`. Returns whether a doorbell took it.
+    pub fn store(&self, address: u64, value: u32) -> bool {
+        let inner = self.inner();
+        let bells = [None, Some(value)].map(|value| inner.doorbells.get(&(address, value)));
+        for bell in bells.iter().flatten() {
+            bell.write(1).unwrap();
+        }
+        bells.iter().any(Option::is_some)
+    }
+
+    /// The interrupts that have been delivered since the last call, by line.
+    pub fn interrupts(&self) -> Vec<(usize, MsiMessage)> {
+        let inner = self.inner();
+        let taken = inner.lines.iter().filter(|(_, (fd, _))| fd.read().is_ok());
+        taken
+            .map(|(&line, &(_, message))| (line, message))
+            .collect()
+    }
+
+    /// The windows in the guest: address, size, link.
+    pub fn windows(&self) -> Vec<(u64, u64, usize)> {
+        let inner = self.inner();
+        inner
+            .windows
+            .iter()
+            .map(|(&at, &(_, size, link))| (at, size, link))
+            .collect()
+    }
+
+    /// The guest's memory at an address.
+    pub fn memory(&self, address: u64) -> *mut u8 {
+        let inner = self.inner();
+        let (&at, &(start, size, _)) = inner.windows.range(..=address).next_back().unwrap();
+        assert!(address - at < size, "no memory at {address:#x}");
+        (start + (address - at) as usize) as *mut u8
+    }
+
+    pub fn doorbells(&self) -> Vec<(u64, Option<u32>)> {
+        self.inner().doorbells.keys().copied().collect()
+    }
+
+    /// Nothing of the device is left in the guest.
+    pub fn is_empty(&self) -> bool {
+        let inner = self.inner();
+        inner.windows.is_empty() && inner.doorbells.is_empty() && inner.lines.is_empty()
+    }
+}
+
+fn is_eventfd(fd: &EventFd) -> bool {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    link.is_ok_and(|target| target.to_string_lossy() == "anon_inode:[eventfd]")
+}
+
+impl Host for FakeHost {
+    fn map_window(&self, link: usize, gpa: u64, window: &Window) -> io::Result<()> {
+        if self.fail_windows.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let mut inner = self.inner();
+        let overlaps = |&(&at, &(_, size, _)): &(&u64, &(usize, u64, usize))| {
+            at < gpa + window.len() && gpa < at + size
+        };
+        assert!(
+            inner.windows.iter().find(overlaps).is_none(),
+            "windows overlap"
+        );
+        inner
+            .windows
+            .insert(gpa, (window.host_addr() as usize, window.len(), link));
+        Ok(())
+    }
+
+    fn unmap_window(&self, link: usize, gpa: u64, window: &Window) -> io::Result<()> {
+        let gone = self.inner().windows.remove(&gpa);
+        assert_eq!(
+            gone,
+            Some((window.host_addr() as usize, window.len(), link))
+        );
+        Ok(())
+    }
+
+    fn set_doorbell(&self, gpa: u64, value: Option<u32>, fd: &EventFd) -> io::Result<()> {
+        if !is_eventfd(fd) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let old = self.inner().doorbells.insert((gpa, value), fd.try_clone()?);
+        assert!(old.is_none(), "two doorbells at {gpa:#x} {value:?}");
+        Ok(())
+    }
+
+    fn clear_doorbell(&self, gpa: u64, value: Option<u32>, _fd: &EventFd) -> io::Result<()> {
+        let gone = self.inner().doorbells.remove(&(gpa, value));
+        assert!(gone.is_some(), "no doorbell at {gpa:#x} {value:?}");
+        Ok(())
+    }
+
+    fn set_line(&self, line: usize, fd: &EventFd, message: Option<MsiMessage>) -> io::Result<()> {
+        if self.fail_lines.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        let mut inner = self.inner();
+        match message {
+            Some(message) => {
+                inner.lines.insert(line, (fd.try_clone()?, message));
+            }
+            None => assert!(
+                inner.lines.remove(&line).is_some(),
+                "line {line} is not there"
+            ),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Links come up in any order, carry memory and doorbells, and end.
+
+use super::*;
+
+/// Two devices that know of each other as `a` and `b` say.
+fn two(a_joins: &[&str], b_joins: &[&str]) -> (Vm, Vm, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let a = Vm::start(options(folder.path(), "a", a_joins));
+    let b = Vm::start(options(folder.path(), "b", b_joins));
+    a.eventually_up(0);
+    b.eventually_up(0);
+    (a, b, folder)
+}
+
+fn both_have_one_link(a: &Vm, b: &Vm) {
+    assert_eq!((a.links(), b.links()), (1, 1));
+    assert_eq!((a.generation(0), b.generation(0)), (1, 1));
+    assert_eq!(a.link(0, 8) + b.link(0, 8), 1, "the sides differ");
+    assert_eq!(
+        a.link(0, 0x0c),
+        b.read(8),
+        "PeerPosition is the peer's IVPosition"
+    );
+    for word in 0..4 {
+        assert_eq!(
+            a.link(0, 0x10 + 4 * word),
+            b.read(0x20 + 4 * word),
+            "PeerGID"
+        );
+    }
+    assert_eq!((a.link(0, 0x20), a.link(0, 0x24)), (2, 22));
+}
+
+#[test]
+fn whoever_joins_and_whoever_starts_first() {
+    for (a_joins, b_joins) in [
+        (&["b"][..], &["a"][..]),
+        (&["b"][..], &[][..]),
+        (&[][..], &["a"][..]),
+    ] {
+        let (a, b, _folder) = two(a_joins, b_joins);
+        both_have_one_link(&a, &b);
+        // Connections that crossed must not end what is there, nor become a second link.
+        std::thread::sleep(Duration::from_millis(300));
+        both_have_one_link(&a, &b);
+        a.stop();
+        b.stop();
+    }
+}
+
+#[test]
+fn devices_that_start_at_once() {
+    for _ in 0..20 {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = [
+            options(folder.path(), "a", &["b"]),
+            options(folder.path(), "b", &["a"]),
+        ];
+        let starters = paths.map(|config| std::thread::spawn(|| Vm::start(config)));
+        let [a, b] = starters.map(|starter| starter.join().unwrap());
+        a.eventually_up(0);
+        b.eventually_up(0);
+        both_have_one_link(&a, &b);
+    }
+}
+
+#[test]
+fn memory_is_shared_and_doorbells_ring() {
+    let (a, b, _folder) = two(&["b"], &[]);
+    a.enable_msix();
+    b.enable_msix();
+    assert_eq!(a.vectors(), [0], "the link came up");
+    assert_eq!(b.vectors(), [0]);
+    // SAFETY: the windows are mapped, and 77 is in them.
+    unsafe {
+        assert_eq!(
+            b.host.memory(BAR2 + 77).read_volatile(),
+            0,
+            "new memory is zero"
+        );
+        a.host.memory(BAR2 + 77).write_volatile(9);
+        assert_eq!(b.host.memory(BAR2 + 77).read_volatile(), 9);
+    }
+    for vector in 0..2u32 {
+        assert!(a.host.store(BAR0 + 0x2000 + 4 * u64::from(vector), 12345));
+        assert_eq!(b.vectors(), [vector]);
+        assert!(b.host.store(BAR0 + 0x0c, b.link(0, 0x0c) << 16 | vector));
+        assert_eq!(a.vectors(), [vector]);
+    }
+    assert!(!a.host.store(BAR0 + 0x2008, 1), "the peer has two vectors");
+    assert!(
+        !a.host.store(BAR0 + 0x0c, a.read(8) << 16),
+        "nobody rings itself"
+    );
+    assert!((a.vectors().is_empty()) && b.vectors().is_empty());
+}
+
+#[test]
+fn masks_lose_nothing() {
+    let (a, b, _folder) = two(&["b"], &[]);
+    b.enable_msix();
+    assert_eq!(b.vectors(), [0]);
+    let ring = || assert!(a.host.store(BAR0 + 0x2004, 1));
+    let mask = |masked: u32| b.write_bar(1, 28, masked);
+    let control = |high: u8| drop(b.device.config_write(0x40 / 4, 2, &[0, high]));
+    let pending = || b.read_bar(1, 0x800);
+    mask(1);
+    ring();
+    ring();
+    assert_eq!((b.vectors(), pending()), (vec![], 2));
+    mask(0);
+    assert_eq!((b.vectors(), pending()), (vec![1], 0));
+    control(0xc0);
+    ring();
+    assert_eq!((b.vectors(), pending()), (vec![], 2));
+    mask(1);
+    control(0x80);
+    assert_eq!((b.vectors(), pending()), (vec![], 2));
+    mask(0);
+    assert_eq!((b.vectors(), pending()), (vec![1], 0));
+    control(0);
+    ring();
+    assert_eq!((b.vectors(), pending()), (vec![], 2));
+    control(0x80);
+    assert_eq!((b.vectors(), pending()), (vec![1], 0));
+}
+
+#[test]
+fn a_claimed_window_outlives_its_peer_until_it_is_let_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let a = Vm::start(options(folder.path(), "a", &["b"]));
+    a.enable_msix();
+    let b = Vm::start(options(folder.path(), "b", &[]));
+    a.eventually_up(0);
+    a.claim(0);
+    a.vectors();
+    // SAFETY: the window is mapped.
+    unsafe { a.host.memory(BAR2).write_volatile(3) };
+    b.stop();
+    eventually("lost", || a.link_state(0) == LOST);
+    assert_eq!(a.vectors(), [0]);
+    assert_eq!(a.host.windows(), [(BAR2, WINDOW, 0)]);
+    assert!(a.host.doorbells().is_empty());
+    // SAFETY: the window is still mapped.
+    assert_eq!(unsafe { a.host.memory(BAR2).read_volatile() }, 3);
+    // A peer that comes back gets another place as long as this one is not free.
+    let b = Vm::start(options(folder.path(), "b", &[]));
+    a.eventually_up(1);
+    assert_eq!((a.link_state(0), a.generation(1)), (LOST, 1));
+    a.vectors();
+    a.let_go(0);
+    eventually("down", || a.link_state(0) == DOWN);
+    assert_eq!(a.vectors(), [0]);
+    assert_eq!(a.host.windows(), [(BAR2 + WINDOW, WINDOW, 1)]);
+    assert_eq!((a.generation(0), a.link(0, 0x28)), (1, 0));
+    a.stop();
+    b.stop();
+}
+
+#[test]
+fn a_window_that_is_not_claimed_goes_with_its_peer() {
+    let (a, b, _folder) = two(&["b"], &[]);
+    b.stop();
+    eventually("down", || a.link_state(0) == DOWN);
+    assert!(a.host.windows().is_empty());
+    assert_eq!(a.device.counters().links_lost, 1);
+    a.stop();
+}
+
+#[test]
+fn a_peer_of_the_same_gid_waits_until_its_old_window_is_let_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let b_options = Config {
+        gid: gid(1),
+        ..options(folder.path(), "b", &[])
+    };
+    let a = Vm::start(options(folder.path(), "a", &["b"]));
+    for generation in 1..4 {
+        let b = Vm::start(b_options.clone());
+        if generation > 1 {
+            assert!(!soon(Duration::from_millis(300), || b.links() == 1));
+            assert_eq!(a.link_state(0), LOST);
+            a.let_go(0);
+        }
+        eventually("up again", || {
+            a.link_state(0) == UP && a.generation(0) == generation
+        });
+        a.claim(0);
+        b.stop();
+        eventually("lost", || a.link_state(0) == LOST);
+    }
+    a.stop();
+}
+
+#[test]
+fn a_peer_that_restarts_again_and_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let a = Vm::start(options(folder.path(), "a", &["b"]));
+    for generation in 1..=10 {
+        let b = Vm::start(options(folder.path(), "b", &["a"]));
+        eventually("up again", || {
+            a.generation(0) == generation && a.link_state(0) == UP
+        });
+        b.eventually_up(0);
+        if generation % 2 == 0 {
+            b.stop();
+        } else {
+            drop(b);
+        }
+        eventually("down", || a.link_state(0) == DOWN);
+    }
+    a.stop();
+}
+
+#[test]
+fn many_peers_have_private_windows() {
+    let folder = tempfile::tempdir().unwrap();
+    let hub = Vm::start(options(folder.path(), "hub", &["x", "y"]));
+    let x = Vm::start(options(folder.path(), "x", &[]));
+    let y = Vm::start(options(folder.path(), "y", &[]));
+    let z = Vm::start(options(folder.path(), "z", &["hub"]));
+    eventually("all three are up", || hub.links() == 3);
+    let late = Vm::start(options(folder.path(), "late", &["hub"]));
+    assert!(
+        !soon(Duration::from_millis(300), || late.links() == 1),
+        "the table is full"
+    );
+    for (n, peer) in [&x, &y, &z].into_iter().enumerate() {
+        peer.eventually_up(0);
+        peer.enable_msix();
+        peer.vectors();
+        // SAFETY: the window is mapped.
+        unsafe { peer.host.memory(BAR2).write_volatile(n as u8 + 1) };
+    }
+    let mut seen = Vec::new();
+    for link in 0..3 {
+        // SAFETY: the window is mapped.
+        seen.push(unsafe { hub.host.memory(BAR2 + link * WINDOW).read_volatile() });
+        assert!(hub.host.store(BAR0 + 0x2004 + 64 * link, 0));
+        let rung = [&x, &y, &z].map(|peer| peer.vectors().len());
+        assert_eq!(rung.iter().sum::<usize>(), 1, "one peer and no other");
+        assert_eq!(rung[usize::from(*seen.last().unwrap()) - 1], 1);
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, [1, 2, 3]);
+    z.stop();
+    eventually("the one that waited has the free place", || {
+        late.links() == 1 && hub.links() == 3
+    });
+}
+
+#[test]
+fn peers_with_one_position_share_the_doorbell_register_in_turn() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut other = gid(1).unwrap().bytes();
+    other.swap(2, 4);
+    other[3] ^= 0x10;
+    other[5] ^= 0x10;
+    let twins = [gid(1), Some(Gid::from_bytes(other))];
+    assert_ne!(twins[0], twins[1]);
+    let hub = Vm::start(options(folder.path(), "hub", &[]));
+    let start = |name: &str, gid| {
+        let vm = Vm::start(Config {
+            gid,
+            ..options(folder.path(), name, &["hub"])
+        });
+        vm.eventually_up(0);
+        vm.enable_msix();
+        vm.vectors();
+        vm
+    };
+    let first = start("first", twins[0]);
+    let second = start("second", twins[1]);
+    assert_eq!(first.read(8), second.read(8));
+    let ring = || assert!(hub.host.store(BAR0 + 0x0c, first.read(8) << 16 | 1));
+    ring();
+    assert_eq!((first.vectors(), second.vectors()), (vec![1], vec![]));
+    let position = second.read(8);
+    eventually("both are up", || hub.links() == 2);
+    first.stop();
+    eventually("the first is gone", || hub.links() == 1);
+    assert!(hub.host.store(BAR0 + 0x0c, position << 16 | 1));
+    assert_eq!(second.vectors(), [1]);
+}
+
+#[test]
+fn a_reset_ends_all_links_and_they_come_up_anew() {
+    let (a, b, _folder) = two(&["b"], &["a"]);
+    a.claim(0);
+    b.claim(0);
+    a.enable_msix();
+    a.device.reset();
+    assert_eq!((a.link_state(0), a.link(0, 0x28)), (DOWN, 0));
+    assert!(a.host.is_empty());
+    assert_eq!(a.read_bar(1, 0x800), 0);
+    eventually("lost", || b.link_state(0) == LOST);
+    b.let_go(0);
+    eventually("up anew", || a.link_state(0) == UP && b.link_state(0) == UP);
+    assert_eq!((a.generation(0), b.generation(0)), (2, 2));
+    assert_eq!(a.device.counters().resets, 1);
+}
+
+#[test]
+fn windows_and_doorbells_move_with_their_bars() {
+    let (a, b, _folder) = two(&["b"], &[]);
+    b.enable_msix();
+    b.vectors();
+    a.device.move_bar(0, BAR0 + 0x8000).unwrap();
+    a.device.move_bar(2, 2 * BAR2).unwrap();
+    assert_eq!(a.host.windows(), [(2 * BAR2, WINDOW, 0)]);
+    assert!(!a.host.store(BAR0 + 0x2004, 0));
+    assert!(a.host.store(BAR0 + 0x8000 + 0x2004, 0));
+    assert_eq!(b.vectors(), [1]);
+    assert!(a.host.store(BAR0 + 0x800c, b.read(8) << 16 | 1));
+    assert_eq!(b.vectors(), [1]);
+    a.host.fail_windows(true);
+    assert!(a.device.move_bar(2, BAR2).is_err());
+    assert_eq!(a.device.bar_address(2), 2 * BAR2);
+    a.host.fail_windows(false);
+    a.device.move_bar(2, BAR2).unwrap();
+    assert_eq!(a.host.windows(), [(BAR2, WINDOW, 0)]);
+    // A guest that turns decoding on after writing the BAR's registers wants it moved.
+    a.device
+        .config_write(0x10 / 4, 0, &0xd000_0000u32.to_le_bytes());
+    let moves = a.device.config_write(1, 0, &[2, 0]);
+    assert_eq!(
+        moves
+            .iter()
+            .map(|each| (each.bar, each.new))
+            .collect::<Vec<_>>(),
+        [(0, 0xd000_0000)]
+    );
+    a.device.keep_bar(0);
+    assert_eq!(a.device.config_read(0x10 / 4), (BAR0 + 0x8000) as u32);
+    a.stop();
+    b.stop();
+}
+
+#[test]
+fn the_smaller_window_is_the_link_s() {
+    let folder = tempfile::tempdir().unwrap();
+    let a = Vm::start(options(folder.path(), "a", &["b"]));
+    let small = Config {
+        window_size: 2 << 20,
+        ..options(folder.path(), "b", &[])
+    };
+    let b = Vm::start(small);
+    a.eventually_up(0);
+    b.eventually_up(0);
+    assert_eq!((a.link(0, 0x24), b.link(0, 0x24)), (21, 21));
+    assert_eq!((a.read(0x34), b.read(0x34)), (22, 21));
+    assert_eq!(a.host.windows(), [(BAR2, 2 << 20, 0)]);
+}
+
+#[test]
+fn other_fabrics_and_the_device_itself_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = Config {
+        fabric_id: 0xff01,
+        ..options(folder.path(), "other", &[])
+    };
+    std::os::unix::fs::symlink(folder.path().join("a"), folder.path().join("self")).unwrap();
+    let a = Vm::start(options(folder.path(), "a", &["other", "self"]));
+    let other = Vm::start(other);
+    eventually("refused", || {
+        a.device.counters().handshakes_refused >= 3
+            && other.device.counters().handshakes_refused >= 1
+    });
+    assert_eq!((a.links(), other.links()), (0, 0));
+}
+
+#[test]
+fn a_vmm_that_cannot_map_a_window_gets_no_link_and_stays_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let a = Vm::start(options(folder.path(), "a", &["b"]));
+    a.host.fail_windows(true);
+    let b = Vm::start(options(folder.path(), "b", &[]));
+    eventually("it fails", || a.device.counters().host_errors >= 2);
+    assert!(a.host.is_empty());
+    assert_eq!(a.links(), 0);
+    a.host.fail_windows(false);
+    eventually("up", || a.links() == 1 && b.links() == 1);
+    a.stop();
+    b.stop();
+}
+
+#[test]
+fn a_restored_device_keeps_its_name_and_lets_its_guest_let_go() {
+    let (a, b, folder) = two(&["b"], &[]);
+    a.claim(0);
+    a.enable_msix();
+    let state = a.device.state();
+    let position = a.read(8);
+    a.stop();
+    eventually("the old link is gone", || b.links() == 0);
+    let a = Vm::start_with(options(folder.path(), "a", &["b"]), Some(&state));
+    assert_eq!(a.read(8), position);
+    assert_eq!(a.vectors(), [0], "the guest is told");
+    assert_eq!((a.link_state(0), a.link(0, 0x28)), (LOST, 1));
+    assert_eq!(a.host.windows(), [(BAR2, WINDOW, 0)]);
+    assert!(
+        !soon(Duration::from_millis(200), || b.links() == 1),
+        "the place is not free"
+    );
+    a.let_go(0);
+    eventually("up again", || a.link_state(0) == UP && a.generation(0) == 2);
+    a.stop();
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Devices of one process over real sockets, each with a VMM that is not one.
+
+mod device;
+mod links;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::test_utils::FakeHost;
+use crate::{Config, Device, DeviceState, Gid};
+
+/// How long to wait for what should be a matter of milliseconds.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+const BAR0: u64 = 0xe000_0000;
+const BAR1: u64 = 0xe001_0000;
+const BAR2: u64 = 0x40_0000_0000;
+const WINDOW: u64 = 4 << 20;
+
+const DOWN: u32 = 0;
+const UP: u32 = 1;
+const LOST: u32 = 2;
+
+/// A VM, as far as the device can tell.
+struct Vm {
+    device: Arc<Device>,
+    host: Arc<FakeHost>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Options of a device named `name` in `folder`, which joins `peers` there.
+fn options(folder: &Path, name: &str, peers: &[&str]) -> Config {
+    let peers: Vec<PathBuf> = peers.iter().map(|peer| folder.join(peer)).collect();
+    Config {
+        peers,
+        window_size: WINDOW,
+        vectors: 2,
+        max_peers: 3,
+        ..Config::new(folder.join(name))
+    }
+}
+
+fn gid(first: u8) -> Option<Gid> {
+    let mut bytes = [0x5a; 16];
+    bytes[0] = first;
+    Some(Gid::from_bytes(bytes))
+}
+
+fn eventually(what: &str, is_so: impl FnMut() -> bool) {
+    assert!(soon(PATIENCE, is_so), "not so in time: {what}");
+}
+
+fn soon(patience: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + patience;
+    while !is_so() {
+        if Instant::now() > end {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    true
+}
+
+impl Vm {
+    fn start(config: Config) -> Self {
+        Self::start_with(config, None)
+    }
+
+    fn start_with(config: Config, state: Option<&DeviceState>) -> Self {
+        let host = FakeHost::new();
+        let (device, fabric) = Device::new(config, host.clone(), state).unwrap();
+        for (bar, address) in [BAR0, BAR1, BAR2].into_iter().enumerate() {
+            device.move_bar(bar, address).unwrap();
+        }
+        let thread = Some(std::thread::spawn(move || fabric.run()));
+        Vm {
+            device,
+            host,
+            thread,
+        }
+    }
+
+    fn read(&self, offset: u64) -> u32 {
+        self.read_bar(0, offset)
+    }
+
+    fn write(&self, offset: u64, value: u32) {
+        self.write_bar(0, offset, value);
+    }
+
+    fn read_bar(&self, bar: usize, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        self.device.bar_read(bar, offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write_bar(&self, bar: usize, offset: u64, value: u32) {
+        self.device.bar_write(bar, offset, &value.to_le_bytes());
+    }
+
+    fn link(&self, link: u64, field: u64) -> u32 {
+        self.read(0x1000 + 64 * link + field)
+    }
+
+    fn link_state(&self, link: u64) -> u32 {
+        self.link(link, 0)
+    }
+
+    fn generation(&self, link: u64) -> u32 {
+        self.link(link, 4)
+    }
+
+    fn links(&self) -> u64 {
+        self.device.counters().links
+    }
+
+    /// Claims the link, as a driver does.
+    fn claim(&self, link: u64) {
+        let generation = self.generation(link);
+        self.write(0x1028 + 64 * link, generation);
+        assert_eq!(self.link(link, 0x28), generation);
+    }
+
+    fn let_go(&self, link: u64) {
+        self.write(0x1028 + 64 * link, 0);
+    }
+
+    /// Turns MSI-X on, with vector `n` sending 0x40 + `n`, all unmasked.
+    fn enable_msix(&self) {
+        for vector in 0..2 {
+            self.write_bar(1, 16 * vector, 0xfee0_0000);
+            self.write_bar(1, 16 * vector + 4, 0);
+            self.write_bar(1, 16 * vector + 8, 0x40 + vector as u32);
+            self.write_bar(1, 16 * vector + 12, 0);
+        }
+        self.device.config_write(0x40 / 4, 2, &[0, 0x80]);
+    }
+
+    /// The vectors that were interrupted since the last call.
+    fn vectors(&self) -> Vec<u32> {
+        self.host
+            .interrupts()
+            .iter()
+            .map(|(_, message)| message.data - 0x40)
+            .collect()
+    }
+
+    fn eventually_up(&self, link: u64) {
+        eventually("the link is up", || self.link_state(link) == UP);
+    }
+
+    /// Ends the VM; the fabric thread ends, and nothing is left of it.
+    fn stop(mut self) {
+        self.device.shutdown();
+        self.thread.take().unwrap().join().unwrap();
+        assert!(self.host.is_empty(), "something is left in the guest");
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.device.shutdown();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
