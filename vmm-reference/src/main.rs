@@ -9,7 +9,7 @@
 //! | [`layout`] | where things are in the guest's address spaces |
 //! | [`boot`], [`cpu`], [`acpi`] | what Linux wants at power-on |
 //! | [`bus`], [`pci`], [`serial`] | what the processors reach |
-//! | [`net`] | network devices |
+//! | [`net`], [`ivsmc`] | devices |
 //! | [`interrupts`] | what reaches the processors |
 //! | [`seccomp`] | what each thread may do |
 
@@ -18,6 +18,7 @@ mod boot;
 mod bus;
 mod cpu;
 mod interrupts;
+mod ivsmc;
 mod layout;
 mod net;
 mod options;

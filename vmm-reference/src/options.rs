@@ -37,7 +37,7 @@ pub struct Options {
     #[arg(long, value_name = "size=N", default_value = "size=512M")]
     pub memory: Memory,
     /// A network device on a tap: tap=NAME[,mac=ADDRESS][,vhost=on|off]
-    #[arg(long, value_name = Net::SYNTAX, num_args = 1..)]
+    #[arg(long, value_name = "tap=NAME,...", num_args = 1..)]
     pub net: Vec<Net>,
     /// The serial port: off, tty or file=PATH
     #[arg(long, value_name = "off|tty|file=PATH", default_value = "off")]
@@ -45,8 +45,9 @@ pub struct Options {
     /// There is no virtio console: off
     #[arg(long, value_name = "off", default_value = "off")]
     pub console: Console,
-    /// An ivsmc device
-    #[arg(long, value_name = Config::SYNTAX, value_parser = parse_ivsmc, num_args = 1..)]
+    /// ivsmc devices
+    #[arg(long, value_name = "path=SOCKET,...", value_parser = parse_ivsmc, num_args = 1..,
+          help = format!("An ivsmc device: {}", Config::SYNTAX))]
     pub ivsmc: Vec<Config>,
     /// What happens on a system call that a thread should not make: it ends the VMM (true), nothing
     /// (false), or the kernel logs it (log)

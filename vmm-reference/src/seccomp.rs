@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+use vmm_device_ivsmc::Fabric;
 
 use crate::options::Seccomp;
 
@@ -58,7 +59,14 @@ const COMMON: &[i64] = &[
 
 /// Running a guest, and what its devices do when it writes their registers. ioctl's requests are not looked
 /// at, for a filter that looks at arguments would run at each exit; one that does not is run once.
-const VCPU: &[i64] = &[libc::SYS_dup, libc::SYS_eventfd2, libc::SYS_fcntl, libc::SYS_ioctl];
+const VCPU: &[i64] = &[
+    libc::SYS_dup,
+    libc::SYS_eventfd2,
+    libc::SYS_fcntl,
+    libc::SYS_ioctl,
+    libc::SYS_poll,
+    libc::SYS_preadv2,
+];
 
 /// Waiting for events.
 const EPOLL: &[i64] = &[
@@ -70,6 +78,8 @@ const EPOLL: &[i64] = &[
 
 /// What the main thread does besides, and has to leave to its children.
 const MAIN: &[i64] = &[
+    libc::SYS_bind,
+    libc::SYS_chmod,
     libc::SYS_clone,
     libc::SYS_clone3,
     libc::SYS_dup,
@@ -77,6 +87,7 @@ const MAIN: &[i64] = &[
     libc::SYS_fcntl,
     libc::SYS_fstat,
     libc::SYS_ioctl,
+    libc::SYS_listen,
     libc::SYS_lseek,
     libc::SYS_newfstatat,
     libc::SYS_open,
@@ -90,10 +101,10 @@ const MAIN: &[i64] = &[
 impl Thread {
     fn syscalls(self) -> Vec<i64> {
         let own: &[&[i64]] = match self {
-            Thread::Main => &[MAIN, EPOLL],
+            Thread::Main => &[MAIN, EPOLL, Fabric::SYSCALLS],
             Thread::Vcpu => &[VCPU],
             Thread::Net => &[EPOLL],
-            Thread::Fabric => &[],
+            Thread::Fabric => &[Fabric::SYSCALLS],
         };
         [&[COMMON], own].concat().concat()
     }

@@ -2,7 +2,7 @@
 
 //! A virtual machine, from power-on to power-off or reset.
 
-use std::io::stdin;
+use std::io::{self, stdin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -22,6 +22,7 @@ use vmm_sys_util::terminal::Terminal;
 
 use crate::bus::{Bus, Exit};
 use crate::interrupts::Interrupts;
+use crate::ivsmc::Ivsmc;
 use crate::net::{Net, Tap};
 use crate::options::{Options, Seccomp};
 use crate::pci::Pci;
@@ -80,6 +81,15 @@ pub fn run(parts: &Parts, stop: &EventFd) -> Result<Exit> {
             options.seccomp,
         )?))?;
     }
+    let mut fabrics = Vec::new();
+    let mut slot = memory.num_regions() as u32;
+    for config in &options.ivsmc {
+        let (vm, interrupts) = (vm.clone(), interrupts.clone());
+        let (device, fabric) = Ivsmc::new(vm, interrupts, config, slot, options.seccomp)?;
+        fabrics.push(fabric);
+        pci.add(Arc::new(device))?;
+        slot += u32::from(config.max_peers);
+    }
     let serial = match console {
         Some(console) => Some(Mutex::new(
             console.port(interrupts.pin(layout::SERIAL_IRQ)?),
@@ -94,6 +104,7 @@ pub fn run(parts: &Parts, stop: &EventFd) -> Result<Exit> {
         cpu::configure(&vcpu, &cpuid, id, cpus, entry)?;
         vcpus.push(vcpu);
     }
+    // Declared last, it is dropped first: no processor runs while the devices go.
     let mut processors = Processors {
         end: Arc::new(End::new()?),
         threads: Vec::new(),
@@ -113,6 +124,17 @@ fn guest_memory(vm: &VmFd, size: u64) -> Result<GuestMemoryMmap> {
     let memory = GuestMemoryMmap::from_ranges(&ranges)
         .with_context(|| format!("--memory size={}M: the host has not so much", size >> 20))?;
     for (slot, region) in (0..).zip(memory.iter()) {
+        // SAFETY: the range is the region's mapping, whose content the advice does not change.
+        let huge = unsafe {
+            libc::madvise(
+                region.as_ptr().cast(),
+                region.len() as usize,
+                libc::MADV_HUGEPAGE,
+            )
+        };
+        if huge != 0 {
+            debug!("no huge pages: {}", io::Error::last_os_error());
+        }
         let region = kvm_userspace_memory_region {
             slot,
             flags: 0,
