@@ -48,7 +48,7 @@ pub fn guest(
     }
 
     let kunit = kernel.build.join("lib/kunit/kunit.ko");
-    for module in modules.iter().chain(kunit.exists().then_some(&kunit)) {
+    for module in modules.iter().chain([&kunit]) {
         let name = module.file_name().context("a module without a name")?;
         copy(module, &root.join("lib/modules").join(name))?;
     }

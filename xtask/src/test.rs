@@ -60,7 +60,7 @@ impl Tally {
     }
 
     /// Sums up the lines "test result: ok. 3 passed; 0 failed; 1 ignored; ..." of a test program's
-    /// output. One that failed without saying which test did counts as a failed test.
+    /// output.
     fn of_output(output: &str, success: bool) -> Self {
         let mut sum = Self::default();
         for line in output
@@ -81,10 +81,30 @@ impl Tally {
                 }
             }
         }
-        if !success && sum.failed == 0 {
-            sum.failed = 1;
+        sum.or_failed(success)
+    }
+
+    /// Counts the test cases in KUnit's output: the lines "    ok 1 name" and "    not ok 2 name".
+    fn of_ktap(output: &str, success: bool) -> Self {
+        let mut sum = Self::default();
+        for line in output.lines().filter_map(|line| line.strip_prefix("    ")) {
+            if line.starts_with("ok ") && line.contains("# SKIP") {
+                sum.skipped += 1;
+            } else if line.starts_with("ok ") {
+                sum.passed += 1;
+            } else if line.starts_with("not ok ") {
+                sum.failed += 1;
+            }
         }
-        sum
+        sum.or_failed(success && sum.passed > 0)
+    }
+
+    /// What failed without saying where counts as a failed test.
+    fn or_failed(mut self, success: bool) -> Self {
+        if !success && self.failed == 0 {
+            self.failed = 1;
+        }
+        self
     }
 }
 
@@ -148,6 +168,16 @@ fn driver(prepared: &Prepared) -> Result<Tally> {
     let status = process::run_and_show(command, &log, None)?;
     let clean = !fs::read_to_string(log)?.contains("warning:");
     tally += verdict("sparse and W=1", status.success() && clean);
+
+    let mut command = Command::new("sh");
+    command
+        .arg(source.join("kunit.sh"))
+        .arg(&kernel.source)
+        .arg(prepared.cache.path(format!("kunit-{}", kernel.key)));
+    let log = prepared.cache.log("test-kunit")?;
+    println!("KUnit under User Mode Linux (built at first)");
+    let status = process::run_and_show(command, &log, None)?;
+    tally += Tally::of_ktap(&fs::read_to_string(log)?, status.success());
     Ok(tally)
 }
 
@@ -252,6 +282,22 @@ mod tests {
             Tally::of_output("error: could not compile\n", false),
             Tally::one(false)
         );
+    }
+
+    #[test]
+    fn kunits_cases_are_counted() {
+        let output = "KTAP version 1\n1..1\n    # Subtest: ivpci\n    1..3\n    ok 1 ring\n\
+            \x20       ok 1 parameter\n    ok 2 dmb # SKIP not here\n    not ok 3 token\n\
+            not ok 1 ivpci\n";
+        assert_eq!(
+            Tally::of_ktap(output, false),
+            Tally {
+                passed: 1,
+                failed: 1,
+                skipped: 1
+            }
+        );
+        assert_eq!(Tally::of_ktap("no tests\n", true), Tally::one(false));
     }
 
     #[test]
