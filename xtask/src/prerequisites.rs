@@ -70,9 +70,24 @@ pub fn install(cache: &Cache) -> Result<()> {
                 "-o",
                 "Dpkg::Options::=--force-confold",
             ])
+            // another apt may be at work, say the system's own updates
+            .args(["-o", "DPkg::Lock::Timeout=300"])
             .args(arguments);
         command
     };
+    // An installation that was interrupted has to be finished first; else this does nothing.
+    let mut configure = Command::new("dpkg");
+    configure.env("DEBIAN_FRONTEND", "noninteractive").args([
+        "--configure",
+        "-a",
+        "--force-confold",
+    ]);
+    process::run_with_progress(
+        "packages: dpkg --configure",
+        configure,
+        &cache.log("dpkg-configure")?,
+        None,
+    )?;
     process::run_with_progress(
         "packages: apt-get update",
         apt_get(&["update"]),

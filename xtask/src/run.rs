@@ -86,7 +86,8 @@ pub fn lab(options: &LabOptions) -> Result<()> {
     Ok(())
 }
 
-/// Runs the runner. `name` names the folder of its logs; a run's are there until the next of that name.
+/// Runs the runner where the platform says. `name` names the folder of its logs; a run's are there until the
+/// next of that name.
 pub fn runner(
     prepared: &Prepared,
     options: &RunOptions,
@@ -94,53 +95,88 @@ pub fn runner(
     arguments: &[String],
     limit: Duration,
 ) -> Result<Outcome> {
-    let platform = platform::choose(options.platform);
-    let folder = prepared.cache.fresh(Path::new("run").join(name))?;
-    let (stage, out) = (folder.join("stage"), folder.join("out"));
-    fs::create_dir_all(&out)?;
-    fill_stage(prepared, options, &stage)?;
+    match platform::choose(options.platform) {
+        Platform::Kvm => runner_here(prepared, options, name, arguments, limit),
+        Platform::Lab => runner_in_lab(prepared, options, name, arguments, limit),
+    }
+}
 
+/// Runs the runner on this machine.
+pub fn runner_here(
+    prepared: &Prepared,
+    options: &RunOptions,
+    name: &str,
+    arguments: &[String],
+    limit: Duration,
+) -> Result<Outcome> {
+    let (folder, outcome) = run_folder(prepared, options, name)?;
+    let stage = folder.join("stage");
+    let mut command = platform::apart(&stage.join("ivsmc-lab"))?;
+    command
+        .args(arguments)
+        .envs(environment(
+            &stage,
+            &outcome.out,
+            Platform::Kvm,
+            options.vmm,
+        ))
+        .current_dir(&folder);
+    let status = process::run_and_show(command, &outcome.log, Some(limit))?;
+    Ok(Outcome {
+        status: status.code().unwrap_or(1),
+        ..outcome
+    })
+}
+
+/// Runs the runner in the lab VM.
+fn runner_in_lab(
+    prepared: &Prepared,
+    options: &RunOptions,
+    name: &str,
+    arguments: &[String],
+    limit: Duration,
+) -> Result<Outcome> {
+    ensure!(
+        !arguments.iter().any(|argument| argument.contains('\n')),
+        "an argument for the lab VM has more than one line"
+    );
+    let (folder, outcome) = run_folder(prepared, options, name)?;
+    let (stage, out) = (Path::new("/stage"), Path::new("/host/out"));
+    let environment: String = environment(stage, out, Platform::Lab, options.vmm)
+        .map(|(name, value)| format!("{name}={value}\n"))
+        .collect();
+    fs::write(folder.join("env"), environment)?;
+    let arguments: String = arguments
+        .iter()
+        .map(|argument| format!("{argument}\n"))
+        .collect();
+    fs::write(folder.join("args"), arguments)?;
+    let status = lab_vm::run(
+        &prepared.lab_kernel.image(),
+        &prepared.lab_image,
+        &folder,
+        &outcome.log,
+        &outcome.out,
+        limit,
+    )?;
+    Ok(Outcome { status, ..outcome })
+}
+
+/// Makes the folder of a run, with all that the runner needs, and what will be its outcome.
+fn run_folder(prepared: &Prepared, options: &RunOptions, name: &str) -> Result<(PathBuf, Outcome)> {
+    let folder = prepared.cache.fresh(Path::new("run").join(name))?;
+    let out = folder.join("out");
+    fs::create_dir_all(&out)?;
+    fill_stage(prepared, options, &folder.join("stage"))?;
     let log = folder.join("runner.log");
-    let vmm = options.vmm.name().to_owned();
-    let status = match platform {
-        Platform::Kvm => {
-            let mut command = platform::apart(&stage.join("ivsmc-lab"))?;
-            command
-                .args(arguments)
-                .envs(environment(&stage, &out, platform, vmm))
-                .current_dir(&folder);
-            process::run_and_show(command, &log, Some(limit))?
-                .code()
-                .unwrap_or(1)
-        }
-        Platform::Lab => {
-            lab_vm::check_share(&folder)?;
-            let environment =
-                environment(Path::new("/stage"), Path::new("/host/out"), platform, vmm);
-            let environment = environment.map(|(name, value)| format!("{name}={value}\n"));
-            fs::write(folder.join("env"), environment.collect::<String>())?;
-            ensure!(
-                !arguments.iter().any(|argument| argument.contains('\n')),
-                "an argument for the lab VM has more than one line"
-            );
-            fs::write(
-                folder.join("args"),
-                arguments
-                    .iter()
-                    .map(|argument| format!("{argument}\n"))
-                    .collect::<String>(),
-            )?;
-            lab_vm::run(
-                &prepared.lab_kernel.image(),
-                &prepared.lab_image,
-                &folder,
-                &log,
-                &out,
-                limit,
-            )?
-        }
-    };
-    Ok(Outcome { status, out, log })
+    Ok((
+        folder,
+        Outcome {
+            status: 0,
+            out,
+            log,
+        },
+    ))
 }
 
 /// The runner's environment.
@@ -148,7 +184,7 @@ fn environment(
     stage: &Path,
     out: &Path,
     platform: Platform,
-    vmm: String,
+    vmm: Vmm,
 ) -> impl Iterator<Item = (&'static str, String)> {
     let log = std::env::var("RUST_LOG")
         .ok()
@@ -157,7 +193,7 @@ fn environment(
         ("IVSMC_STAGE", stage.display().to_string()),
         ("IVSMC_OUT", out.display().to_string()),
         ("IVSMC_PLATFORM", platform.name().to_owned()),
-        ("IVSMC_VMM", vmm),
+        ("IVSMC_VMM", vmm.name().to_owned()),
     ]
     .into_iter()
     .chain(log.map(|value| ("RUST_LOG", value)))

@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::kernel::Flavour;
-use crate::run::{self, RunOptions};
+use crate::run::{self, Outcome, RunOptions};
 use crate::setup::{self, KernelFlavour, KernelSource, Prepared};
 use crate::{module, process, programs};
 
@@ -200,26 +200,38 @@ fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The suite of two guests.
+/// The suite of two guests, and ivpci on QEMU's own ivshmem device.
 fn two_guests(prepared: &Prepared, options: &Options) -> Result<Tally> {
     heading("tests with two guests");
     let mut arguments = vec!["suite".to_owned()];
     arguments.extend(options.filter.clone());
     let limit = LIMITS[usize::from(options.flavour.kernel == Flavour::Debug)];
     let outcome = run::runner(prepared, &options.run, "test", &arguments, limit)?;
-    let output = String::from_utf8_lossy(&fs::read(&outcome.log)?).into_owned();
-    let mut tally = Tally::of_output(&output, outcome.status == 0);
+    let output = fs::read(&outcome.log)?;
+    let mut tally = Tally::of_output(&String::from_utf8_lossy(&output), outcome.status == 0);
+    tally += kernels_reports(&outcome, "no report of the guests' kernels")?;
 
+    if options.filter.is_none() {
+        heading("ivpci on QEMU's ivshmem-doorbell");
+        let arguments = ["qemu-ivshmem".to_owned()];
+        let outcome = run::runner_here(prepared, &options.run, "test-qemu", &arguments, limit)?;
+        tally += verdict("ivpci in two QEMU guests", outcome.status == 0);
+        tally += kernels_reports(&outcome, "no report of QEMU's guests' kernels")?;
+    }
+    Ok(tally)
+}
+
+/// The test that nothing went wrong in the kernels of a run.
+fn kernels_reports(outcome: &Outcome, name: &str) -> Result<Tally> {
     let mut reports = Vec::new();
     collect_reports(&outcome.out, &mut reports)?;
     for report in &reports {
         println!("{report}");
     }
-    tally += verdict("no report of a guest's kernel", reports.is_empty());
-    if tally.failed > 0 {
-        println!("logs of the guests: {}", outcome.out.display());
+    if outcome.status != 0 || !reports.is_empty() {
+        println!("logs: {}", outcome.out.display());
     }
-    Ok(tally)
+    Ok(verdict(name, reports.is_empty()))
 }
 
 /// Collects what the kernels complained about in the logs of a folder.
