@@ -1,0 +1,455 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Two VMs of real KVM, each with a few bytes of guest and a real device: guest A's store to its doorbell interrupts
+//! guest B, thousands of times, also while B's vector is masked and unmasked, and none is lost.
+//!
+//! Interrupts that come quickly become one. So the guests take turns: A counts a round, writes its number to
+//! the window, rings, and waits until B's interrupt handler has answered with that number. A lost interrupt
+//! leaves A waiting for ever. That the handler's answer is in the window at all shows that memory works too.
+//!
+//! It needs no more of KVM than real mode, an irqchip, ioeventfd and irqfd, and so runs where KVM is emulated.
+
+#![cfg(target_arch = "x86_64")]
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_segment,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuExit, VcpuFd, VmFd};
+use vmm_device_ivsmc::{Config, Device, Host, MsiMessage, Window};
+use vmm_sys_util::eventfd::EventFd;
+
+/// How many rounds each of the three parts has.
+const ROUNDS: u32 = 5000;
+/// How long one of them may take. On idle native KVM it takes some ten milliseconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const RAM: usize = 0x10000;
+const BAR0: u64 = 0xe000_0000;
+const BAR1: u64 = 0xe001_0000;
+const BAR2: u64 = 0x1_0000_0000 - 0x1800_0000; // 0xe800_0000
+const LAPIC: u64 = 0xfee0_0000;
+const VECTOR: u32 = 0x40;
+
+/// Offsets in the window: the round that A rang for, and the last that B has answered.
+const ROUND: usize = 0x00;
+const ANSWER: usize = 0x40;
+/// Where in B's memory its handler counts interrupts.
+const COUNT: usize = 0x2000;
+
+const CODE: usize = 0x1000;
+const HANDLER: usize = 0x1100;
+
+/// Guest A. In: ES is BAR0, DI the doorbell's offset, ECX what to store there, GS the window, EBP the rounds,
+/// EBX those that are done.
+const RINGER: &[u8] = &[
+    0x66, 0x43, // next: inc ebx
+    0x65, 0x66, 0x89, 0x1e, 0x00, 0x00, // mov gs:[ROUND], ebx
+    0x26, 0x66, 0x89, 0x0d, // mov es:[di], ecx
+    0x65, 0x66, 0x39, 0x1e, 0x40, 0x00, // wait: cmp gs:[ANSWER], ebx
+    0x75, 0xf8, // jne wait
+    0x66, 0x39, 0xeb, // cmp ebx, ebp
+    0x75, 0xe7, // jne next
+    0xe6, 0xf4, // out 0xf4, al
+    0xf4, // hlt
+];
+
+/// Guest B sleeps, interrupts enabled.
+const SLEEPER: &[u8] = &[
+    0xfb, // sti
+    0xf4, // hlt
+    0xeb, 0xfd, // jmp to the hlt
+];
+
+/// Guest B's interrupt handler. In: GS is the window, FS the LAPIC, EBP the rounds.
+const ANSWERER: &[u8] = &[
+    0x66, 0x50, // push eax
+    0x66, 0xff, 0x06, 0x00, 0x20, // inc dword [COUNT]
+    0x64, 0x66, 0xc7, 0x06, 0xb0, 0x00, 0x00, 0x00, 0x00, 0x00, // mov dword fs:[0xb0], 0: EOI
+    0x65, 0x66, 0xa1, 0x00, 0x00, // mov eax, gs:[ROUND]
+    0x65, 0x66, 0xa3, 0x40, 0x00, // mov gs:[ANSWER], eax
+    0x66, 0x39, 0xe8, // cmp eax, ebp
+    0x75, 0x02, // jne done
+    0xe6, 0xf4, // out 0xf4, al
+    0x66, 0x58, // done: pop eax
+    0xcf, // iret
+];
+
+/// What this host's KVM does for a device.
+struct KvmHost {
+    vm: Arc<VmFd>,
+    /// The MSI of each line that is not masked.
+    routes: Mutex<BTreeMap<usize, MsiMessage>>,
+}
+
+const FIRST_SLOT: u32 = 1;
+const FIRST_GSI: u32 = 24;
+
+impl KvmHost {
+    fn map(&self, link: usize, gpa: u64, host: u64, size: u64) -> io::Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot: FIRST_SLOT + link as u32,
+            guest_phys_addr: gpa,
+            memory_size: size,
+            userspace_addr: host,
+            flags: 0,
+        };
+        // SAFETY: the device keeps the window mapped until it has been taken out of the guest.
+        Ok(unsafe { self.vm.set_user_memory_region(region) }?)
+    }
+}
+
+impl Host for KvmHost {
+    fn map_window(&self, link: usize, gpa: u64, window: &Window) -> io::Result<()> {
+        self.map(link, gpa, window.host_addr() as u64, window.len())
+    }
+
+    fn unmap_window(&self, link: usize, gpa: u64, window: &Window) -> io::Result<()> {
+        self.map(link, gpa, window.host_addr() as u64, 0)
+    }
+
+    fn set_doorbell(&self, gpa: u64, value: Option<u32>, fd: &EventFd) -> io::Result<()> {
+        let address = IoEventAddress::Mmio(gpa);
+        Ok(match value {
+            Some(value) => self.vm.register_ioevent(fd, &address, value),
+            None => self.vm.register_ioevent(fd, &address, NoDatamatch),
+        }?)
+    }
+
+    fn clear_doorbell(&self, gpa: u64, value: Option<u32>, fd: &EventFd) -> io::Result<()> {
+        let address = IoEventAddress::Mmio(gpa);
+        Ok(match value {
+            Some(value) => self.vm.unregister_ioevent(fd, &address, value),
+            None => self.vm.unregister_ioevent(fd, &address, NoDatamatch),
+        }?)
+    }
+
+    fn set_line(&self, line: usize, fd: &EventFd, message: Option<MsiMessage>) -> io::Result<()> {
+        let mut routes = self.routes.lock().unwrap();
+        let gsi = |line: usize| FIRST_GSI + line as u32;
+        let Some(message) = message else {
+            routes.remove(&line);
+            return Ok(self.vm.unregister_irqfd(fd, gsi(line))?);
+        };
+        let is_new = routes.insert(line, message).is_none();
+        let entries: Vec<kvm_irq_routing_entry> = routes
+            .iter()
+            .map(|(&line, message)| {
+                let mut entry = kvm_irq_routing_entry {
+                    gsi: gsi(line),
+                    type_: KVM_IRQ_ROUTING_MSI,
+                    ..Default::default()
+                };
+                entry.u.msi.address_lo = message.address as u32;
+                entry.u.msi.address_hi = (message.address >> 32) as u32;
+                entry.u.msi.data = message.data;
+                entry
+            })
+            .collect();
+        self.vm
+            .set_gsi_routing(&KvmIrqRouting::from_entries(&entries).unwrap())?;
+        if is_new {
+            self.vm.register_irqfd(fd, gsi(line))?;
+        }
+        Ok(())
+    }
+}
+
+/// A guest's memory in this process.
+struct Ram(*mut u8);
+
+// SAFETY: it is memory that stays for the whole test, and all accesses are volatile or before the guest runs.
+unsafe impl Send for Ram {}
+// SAFETY: as above.
+unsafe impl Sync for Ram {}
+
+impl Ram {
+    fn write(&self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= RAM);
+        // SAFETY: it is within the memory, as was just checked.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.add(at), bytes.len()) };
+    }
+
+    fn word(&self, at: usize) -> u32 {
+        assert!(at + 4 <= RAM && at % 4 == 0);
+        // SAFETY: it is within the memory, as was just checked.
+        unsafe { self.0.add(at).cast::<u32>().read_volatile() }
+    }
+}
+
+struct Vm {
+    device: Arc<Device>,
+    fabric: Option<JoinHandle<()>>,
+    ram: Arc<Ram>,
+    vcpu: Option<VcpuFd>,
+    _vm: Arc<VmFd>,
+}
+
+impl Vm {
+    fn new(kvm: &Kvm, config: Config) -> Self {
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        vm.set_tss_address(0xfffb_d000).unwrap();
+        vm.create_irq_chip().unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        // SAFETY: new memory at an address of the kernel's choice; it stays for the whole test.
+        let ram = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                RAM,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(ram, libc::MAP_FAILED);
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            guest_phys_addr: 0,
+            memory_size: RAM as u64,
+            userspace_addr: ram as u64,
+            flags: 0,
+        };
+        // SAFETY: the memory stays for the whole test.
+        unsafe { vm.set_user_memory_region(region) }.unwrap();
+
+        // The LAPIC has to be enabled by software.
+        let mut lapic = vcpu.get_lapic().unwrap();
+        lapic.regs[0xf0] = -1;
+        lapic.regs[0xf1] = 1;
+        vcpu.set_lapic(&lapic).unwrap();
+
+        let host = Arc::new(KvmHost {
+            vm: vm.clone(),
+            routes: Mutex::default(),
+        });
+        let (device, fabric) = Device::new(config, host, None).unwrap();
+        for (bar, address) in [BAR0, BAR1, BAR2].into_iter().enumerate() {
+            device.move_bar(bar, address).unwrap();
+        }
+        // Vector 1 is what B's handler answers; vector 0, for changes of links, stays masked.
+        for (offset, value) in [(0x10, LAPIC as u32), (0x14, 0), (0x18, VECTOR), (0x1c, 0)] {
+            device.bar_write(1, offset, &u32::to_le_bytes(value));
+        }
+        device.config_write(0x40 / 4, 2, &[0, 0x80]);
+        let fabric = Some(std::thread::spawn(move || fabric.run()));
+        Vm {
+            device,
+            fabric,
+            ram: Arc::new(Ram(ram.cast())),
+            vcpu: Some(vcpu),
+            _vm: vm,
+        }
+    }
+
+    fn read(&self, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        self.device.bar_read(0, offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    /// Lets the guest run until it does an OUT. It begins at `CODE`.
+    fn run(&mut self, doorbell: u16, value: u32, done: u32, rounds: u32) -> JoinHandle<VcpuFd> {
+        let mut vcpu = self.vcpu.take().unwrap();
+        let mut sregs = vcpu.get_sregs().unwrap();
+        let segment = |base: u64| kvm_segment {
+            base,
+            limit: 0xffff,
+            selector: (base >> 4) as u16,
+            type_: 3,
+            present: 1,
+            s: 1,
+            ..Default::default()
+        };
+        sregs.cs = kvm_segment {
+            type_: 11,
+            ..segment(0)
+        };
+        (sregs.ds, sregs.ss) = (segment(0), segment(0));
+        (sregs.es, sregs.fs, sregs.gs) = (segment(BAR0), segment(LAPIC), segment(BAR2));
+        sregs.idt.base = 0;
+        sregs.idt.limit = 0x3ff;
+        vcpu.set_sregs(&sregs).unwrap();
+        let mut regs = vcpu.get_regs().unwrap();
+        regs.rip = CODE as u64;
+        regs.rsp = 0xf000;
+        regs.rflags = 2;
+        regs.rdi = u64::from(doorbell);
+        regs.rcx = u64::from(value);
+        regs.rbx = u64::from(done);
+        regs.rbp = u64::from(rounds);
+        vcpu.set_regs(&regs).unwrap();
+        std::thread::spawn(move || {
+            loop {
+                match vcpu.run() {
+                    Ok(VcpuExit::IoOut(0xf4, _)) => return vcpu,
+                    // KVM alone takes doorbells to the other guest, and no access is to anything else.
+                    Ok(other) => panic!("a guest came out of KVM: {other:?}"),
+                    Err(error) if error.errno() == libc::EINTR => {}
+                    Err(error) => panic!("KVM_RUN: {error}"),
+                }
+            }
+        })
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.device.shutdown();
+        if let Some(fabric) = self.fabric.take() {
+            let _ = fabric.join();
+        }
+    }
+}
+
+fn config(folder: &Path, name: &str, peers: &[&str]) -> Config {
+    let peers = peers.iter().map(|peer| folder.join(peer)).collect();
+    Config {
+        peers,
+        window_size: 2 << 20,
+        max_peers: 2,
+        vectors: 2,
+        ..Config::new(folder.join(name))
+    }
+}
+
+fn wait(what: &str, patience: Duration, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + patience;
+    while !is_so() {
+        assert!(Instant::now() < end, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// One part: rounds `done` + 1 to `rounds`, with A's doorbell at that offset.
+fn part(name: &str, a: &mut Vm, b: &mut Vm, doorbell: u16, value: u32, done: u32, rounds: u32) {
+    let before = b.ram.word(COUNT);
+    let start = Instant::now();
+    let sleeper = b.run(0, 0, 0, rounds);
+    let ringer = a.run(doorbell, value, done, rounds);
+    let end = start + PATIENCE;
+    while !(ringer.is_finished() && sleeper.is_finished()) {
+        if Instant::now() > end {
+            let mut pending = [0; 4];
+            b.device.bar_read(1, 0x800, &mut pending);
+            let count = b.ram.word(COUNT) - before;
+            panic!("{name}: an interrupt is lost after {count}; pending bits at B: {pending:?}");
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    a.vcpu = Some(ringer.join().unwrap());
+    b.vcpu = Some(sleeper.join().unwrap());
+    let count = b.ram.word(COUNT) - before;
+    let rounds = rounds - done;
+    let each = start.elapsed().as_nanos() / u128::from(rounds);
+    println!("{name}: {rounds} rounds, {count} interrupts, {each} ns a round");
+    assert!(count >= rounds);
+}
+
+#[test]
+fn a_store_in_one_guest_interrupts_the_other() {
+    let kvm = match Kvm::new() {
+        Ok(kvm) => kvm,
+        Err(error) => {
+            println!("SKIPPED: cannot open /dev/kvm: {error}");
+            return;
+        }
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let mut a = Vm::new(&kvm, config(folder.path(), "a", &["b"]));
+    let mut b = Vm::new(&kvm, config(folder.path(), "b", &[]));
+    a.ram.write(CODE, RINGER);
+    b.ram.write(CODE, SLEEPER);
+    b.ram.write(HANDLER, ANSWERER);
+    b.ram.write(
+        4 * VECTOR as usize,
+        &[HANDLER as u8, (HANDLER >> 8) as u8, 0, 0],
+    );
+    wait("the link is up", Duration::from_secs(20), || {
+        a.read(0x1000) == 1 && b.read(0x1000) == 1
+    });
+    assert!(
+        ROUND == 0 && ANSWER == 0x40 && COUNT == 0x2000,
+        "as the code has them"
+    );
+
+    part("link's doorbell", &mut a, &mut b, 0x2004, 0, 0, ROUNDS);
+
+    let value = b.read(0x08) << 16 | 1;
+    part(
+        "Doorbell register",
+        &mut a,
+        &mut b,
+        0x0c,
+        value,
+        ROUNDS,
+        2 * ROUNDS,
+    );
+
+    // The same while B's vector is masked and unmasked all the time, in all the ways there are.
+    let stop = Arc::new(AtomicBool::new(false));
+    let masks = Arc::new(AtomicU64::new(0));
+    let masker = {
+        let (stop, masks, device) = (stop.clone(), masks.clone(), b.device.clone());
+        std::thread::spawn(move || {
+            let steps = AtomicU32::new(0x2545_f491);
+            let random = || {
+                let next = steps.load(Ordering::Relaxed).wrapping_mul(0x0019_660d);
+                steps.store(next.wrapping_add(0x3c6e_f35f), Ordering::Relaxed);
+                next >> 16
+            };
+            while !stop.load(Ordering::Relaxed) {
+                match random() % 3 {
+                    0 => {
+                        device.bar_write(1, 0x1c, &[1, 0, 0, 0]);
+                        pause(random());
+                        device.bar_write(1, 0x1c, &[0, 0, 0, 0]);
+                    }
+                    1 => {
+                        device.config_write(0x40 / 4, 2, &[0, 0xc0]);
+                        pause(random());
+                        device.config_write(0x40 / 4, 2, &[0, 0x80]);
+                    }
+                    _ => {
+                        device.config_write(0x40 / 4, 2, &[0, 0x00]);
+                        pause(random());
+                        device.config_write(0x40 / 4, 2, &[0, 0x80]);
+                    }
+                }
+                masks.fetch_add(1, Ordering::Relaxed);
+                pause(random());
+            }
+        })
+    };
+    part(
+        "while masking",
+        &mut a,
+        &mut b,
+        0x2004,
+        0,
+        2 * ROUNDS,
+        3 * ROUNDS,
+    );
+    stop.store(true, Ordering::Relaxed);
+    masker.join().unwrap();
+    let masks = masks.load(Ordering::Relaxed);
+    println!("masked and unmasked {masks} times");
+    assert!(masks >= 100, "there was hardly a race");
+}
+
+/// Nothing, a moment, or a sleep, so that masks meet the rounds at any point.
+fn pause(random: u32) {
+    match random % 4 {
+        0 => {}
+        1 => std::thread::yield_now(),
+        _ => std::thread::sleep(Duration::from_micros(u64::from(random % 64))),
+    }
+}
