@@ -99,6 +99,19 @@ fn a_state_of_another_device_does_no_harm() {
     assert_eq!(vm.device.config_read(0x40 / 4), 0x0001_5011);
 }
 
+#[test]
+fn options_and_state_survive_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let vm = Vm::start(options(folder.path(), "a", &["b"]));
+    vm.enable_msix();
+    let state = vm.device.state();
+    let text = serde_json::to_string(&state).unwrap();
+    assert_eq!(serde_json::from_str::<DeviceState>(&text).unwrap(), state);
+    let config: Config = serde_json::from_str(r#"{"path":"/run/a"}"#).unwrap();
+    assert_eq!(config, Config::new("/run/a"));
+    assert!(serde_json::from_str::<Config>(r#"{"path":"/run/a","pear":[]}"#).is_err());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -3,7 +3,9 @@
 //! Devices of one process over real sockets, each with a VMM that is not one.
 
 mod device;
+mod hostile;
 mod links;
+mod sandbox;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -168,4 +170,20 @@ impl Drop for Vm {
             let _ = thread.join();
         }
     }
+}
+
+/// Runs an ignored test of this crate in a process of its own, because it counts what the process has, or may
+/// end it.
+fn alone(test: &str) {
+    let program = std::env::current_exe().unwrap();
+    let output = std::process::Command::new(program)
+        .args(["--exact", "--ignored", "--test-threads=1", test])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{}: {said}",
+        output.status
+    );
 }

@@ -1,0 +1,540 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Whatever comes through the socket spoils the link of whoever sent it, and nothing else.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
+
+use proptest::prelude::*;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::*;
+use crate::Window;
+use crate::socket::{Packet, Socket};
+use crate::wire::{Bye, Hello, Message};
+
+/// Our GIDs: a hostile client is side 0 or side 1 to the device, whose GID is in between.
+const LOW: u8 = 1;
+const MIDDLE: u8 = 2;
+const HIGH: u8 = 3;
+
+/// A device with a link to a good peer, which must come to no harm.
+struct Scene {
+    folder: tempfile::TempDir,
+    vm: Vm,
+    good: Vm,
+    expected: Vec<u32>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config {
+            gid: gid(MIDDLE),
+            ..options(folder.path(), "a", &[])
+        };
+        let vm = Vm::start(config);
+        let good = Vm::start(options(folder.path(), "good", &["a"]));
+        good.eventually_up(0);
+        vm.eventually_up(0);
+        vm.claim(0);
+        good.enable_msix();
+        good.vectors();
+        Scene {
+            folder,
+            vm,
+            good,
+            expected: vec![1],
+        }
+    }
+
+    fn connect(&self) -> Client {
+        Client(Socket::connect(&self.folder.path().join("a")).unwrap())
+    }
+
+    fn is_unharmed(&self) {
+        assert_eq!((self.vm.link_state(0), self.vm.generation(0)), (UP, 1));
+        assert_eq!((self.good.link_state(0), self.good.generation(0)), (UP, 1));
+        assert!(self.vm.host.store(BAR0 + 0x2004, 0));
+        assert_eq!(self.good.vectors(), self.expected);
+        assert_eq!(
+            self.vm
+                .host
+                .windows()
+                .iter()
+                .filter(|window| window.2 == 0)
+                .count(),
+            1
+        );
+    }
+
+    /// Nothing of the hostile clients is left.
+    fn is_as_before(&self) {
+        eventually("the other links are down", || {
+            self.vm.links() == 1 && self.vm.link_state(1) == DOWN && self.vm.link_state(2) == DOWN
+        });
+        assert_eq!(self.vm.host.windows().len(), 1);
+        assert_eq!(self.vm.host.doorbells().len(), 4);
+        self.is_unharmed();
+    }
+}
+
+struct Client(Socket);
+
+impl Client {
+    fn send(&self, message: Message, descriptors: &[RawFd]) {
+        self.0.send(&message.encode(), descriptors).unwrap();
+    }
+
+    fn hello(&self, first: u8) {
+        self.send(hello(first), &[]);
+    }
+
+    /// The next message; `None` if the device has closed the connection.
+    fn next(&self) -> Option<(Message, Packet)> {
+        let mut packet = None;
+        eventually("a message", || match self.0.receive() {
+            Ok(None) => false,
+            Ok(Some(received)) => {
+                packet = Some(received);
+                true
+            }
+            Err(_) => true,
+        });
+        let packet = packet.filter(|packet| !packet.bytes().is_empty())?;
+        Some((Message::decode(packet.bytes()).unwrap(), packet))
+    }
+
+    /// The reason with which the device ends the connection.
+    fn end(&self) -> Option<Bye> {
+        let mut reason = None;
+        while let Some((message, _)) = self.next() {
+            if let Message::Bye(bye) = message {
+                reason = Some(bye);
+            }
+        }
+        reason
+    }
+}
+
+fn hello(first: u8) -> Message {
+    let gid = gid(first).unwrap();
+    let position = u32::from(gid.position());
+    Message::Hello(Hello {
+        gid,
+        position,
+        vectors: 1,
+        fabric_id: 0xff00,
+        window_shift: 22,
+    })
+}
+
+const OFFER: Message = Message::Offer {
+    window_shift: 22,
+    vectors: 1,
+};
+const ACCEPT: Message = Message::Accept { vectors: 1 };
+
+fn eventfd() -> EventFd {
+    EventFd::new(EFD_NONBLOCK).unwrap()
+}
+
+fn null() -> File {
+    File::open("/dev/null").unwrap()
+}
+
+/// Sends more descriptors than a good client could.
+fn send_many(socket: &Socket, bytes: &[u8], descriptors: &[RawFd]) {
+    let size = std::mem::size_of_val(descriptors);
+    let mut control = vec![0u64; 8 + size];
+    let mut buffer = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    // SAFETY: a msghdr of zeros is a valid one; the control buffer is aligned and has room for all descriptors.
+    let sent = unsafe {
+        let mut header: libc::msghdr = std::mem::zeroed();
+        header.msg_iov = &mut buffer;
+        header.msg_iovlen = 1;
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = libc::CMSG_SPACE(size as u32) as usize;
+        let message = libc::CMSG_FIRSTHDR(&header);
+        (*message).cmsg_level = libc::SOL_SOCKET;
+        (*message).cmsg_type = libc::SCM_RIGHTS;
+        (*message).cmsg_len = libc::CMSG_LEN(size as u32) as usize;
+        let data = libc::CMSG_DATA(message);
+        std::ptr::copy_nonoverlapping(descriptors.as_ptr().cast(), data, size);
+        libc::sendmsg(socket.as_raw_fd(), &header, libc::MSG_NOSIGNAL)
+    };
+    assert!(sent >= 0);
+}
+
+#[test]
+fn a_client_that_does_everything_right_gets_a_link() {
+    let scene = Scene::new();
+    let (low, high) = (scene.connect(), scene.connect());
+    low.hello(LOW);
+    assert!(matches!(low.next(), Some((Message::Hello(_), _))));
+    let window = Window::create(WINDOW, false).unwrap();
+    let bell = eventfd();
+    low.send(OFFER, &[window.file().as_raw_fd(), bell.as_raw_fd()]);
+    let (accept, packet) = low.next().unwrap();
+    assert_eq!(
+        (accept, packet.descriptors.len()),
+        (Message::Accept { vectors: 2 }, 2)
+    );
+    assert_eq!(scene.vm.link_state(1), UP);
+    assert!(scene.vm.host.store(BAR0 + 0x2040, 0));
+    assert_eq!(bell.read().unwrap(), 1);
+
+    high.hello(HIGH);
+    assert!(matches!(high.next(), Some((Message::Hello(_), _))));
+    let (offer, packet) = high.next().unwrap();
+    assert_eq!(
+        offer,
+        Message::Offer {
+            window_shift: 22,
+            vectors: 2
+        }
+    );
+    assert_eq!(packet.descriptors.len(), 3);
+    high.send(ACCEPT, &[bell.as_raw_fd()]);
+    eventually("up", || scene.vm.link_state(2) == UP);
+    // Once it is a link, a connection says nothing but BYE.
+    high.send(ACCEPT, &[bell.as_raw_fd()]);
+    assert_eq!(high.end(), Some(Bye::Protocol));
+    low.send(Message::Bye(Bye::Closing), &[]);
+    assert_eq!(low.end(), None);
+    scene.is_as_before();
+    assert_eq!(scene.vm.device.counters().protocol_errors, 1);
+}
+
+#[test]
+fn bytes_that_are_no_message() {
+    let scene = Scene::new();
+    let good = hello(HIGH).encode();
+    let with = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = byte;
+        bytes
+    };
+    for bytes in [
+        b"x".to_vec(),
+        good[..15].to_vec(),
+        good[..55].to_vec(),
+        [good.as_slice(), b"x"].concat(),
+        vec![0x5a; 65536],
+        with(0, 0),
+        with(4, 2),
+        with(6, 0),
+        with(6, 5),
+        with(8, 0),
+        with(9, 1),
+    ] {
+        let client = scene.connect();
+        client.0.send(&bytes, &[]).unwrap();
+        assert_eq!(client.end(), Some(Bye::Protocol), "{} bytes", bytes.len());
+    }
+    let client = scene.connect();
+    client.0.send(&[], &[]).unwrap();
+    assert_eq!(
+        client.end(),
+        None,
+        "an empty packet is the end of the connection"
+    );
+    scene.is_as_before();
+    assert_eq!(scene.vm.device.counters().protocol_errors, 11);
+}
+
+#[test]
+fn messages_out_of_their_turn() {
+    let scene = Scene::new();
+    let bell = eventfd();
+    let window = Window::create(WINDOW, false).unwrap();
+    let offered = [window.file().as_raw_fd(), bell.as_raw_fd()];
+    for (first, message, descriptors) in [
+        (None, OFFER, &offered[..]),
+        (None, ACCEPT, &offered[1..]),
+        (Some(LOW), ACCEPT, &offered[1..]),
+        (Some(LOW), hello(LOW), &[]),
+        (Some(HIGH), OFFER, &offered[..]),
+        (Some(HIGH), hello(HIGH), &[]),
+    ] {
+        let client = scene.connect();
+        if let Some(first) = first {
+            client.hello(first);
+        }
+        client.send(message, descriptors);
+        assert_eq!(client.end(), Some(Bye::Protocol), "{first:?} {message:?}");
+    }
+    // The same GID again while the first is about to become a link.
+    let (first, second) = (scene.connect(), scene.connect());
+    first.hello(HIGH);
+    while !matches!(first.next(), Some((Message::Offer { .. }, _))) {}
+    second.hello(HIGH);
+    assert_eq!(second.end(), Some(Bye::Duplicate));
+    drop(first);
+    scene.is_as_before();
+}
+
+#[test]
+fn descriptors_that_are_not_what_they_should_be() {
+    let scene = Scene::new();
+    let (bell, null) = (eventfd(), null());
+    let good = Window::create(WINDOW, false).unwrap();
+    let small = Window::create(WINDOW / 2, false).unwrap();
+    let (bell_fd, null_fd) = (bell.as_raw_fd(), null.as_raw_fd());
+    let (good_fd, small_fd) = (good.file().as_raw_fd(), small.file().as_raw_fd());
+    let protocol = [
+        (LOW, OFFER, vec![null_fd, bell_fd]),
+        (LOW, OFFER, vec![bell_fd, bell_fd]),
+        (LOW, OFFER, vec![small_fd, bell_fd]),
+        (LOW, OFFER, vec![good_fd]),
+        (LOW, OFFER, vec![]),
+        (LOW, OFFER, vec![good_fd, bell_fd, bell_fd]),
+        (
+            LOW,
+            Message::Offer {
+                window_shift: 22,
+                vectors: 16,
+            },
+            vec![good_fd; 17],
+        ),
+        (
+            LOW,
+            Message::Offer {
+                window_shift: 22,
+                vectors: u32::MAX,
+            },
+            vec![good_fd; 17],
+        ),
+        (
+            LOW,
+            Message::Offer {
+                window_shift: 63,
+                vectors: 1,
+            },
+            vec![good_fd, bell_fd],
+        ),
+        (HIGH, ACCEPT, vec![]),
+        (HIGH, ACCEPT, vec![bell_fd, bell_fd]),
+        (HIGH, Message::Accept { vectors: 0 }, vec![]),
+    ];
+    for (first, message, descriptors) in protocol {
+        let client = scene.connect();
+        client.hello(first);
+        client.send(message, &descriptors);
+        assert_eq!(
+            client.end(),
+            Some(Bye::Protocol),
+            "{message:?} {descriptors:?}"
+        );
+    }
+    // What should be an eventfd and is none is for KVM to say, or here for the fake VMM.
+    for (first, message, descriptors) in [
+        (LOW, OFFER, vec![good_fd, null_fd]),
+        (HIGH, ACCEPT, vec![null_fd]),
+    ] {
+        let client = scene.connect();
+        client.hello(first);
+        client.send(message, &descriptors);
+        assert_eq!(client.end(), Some(Bye::Internal));
+    }
+    for count in [1, 17, 18, 19, 253] {
+        let client = scene.connect();
+        send_many(&client.0, &hello(LOW).encode(), &vec![null_fd; count]);
+        assert_eq!(client.end(), Some(Bye::Protocol), "{count} descriptors");
+    }
+    scene.is_as_before();
+}
+
+#[test]
+fn half_open_connections_end_after_two_seconds() {
+    let scene = Scene::new();
+    let start = Instant::now();
+    let (silent, half, offered) = (scene.connect(), scene.connect(), scene.connect());
+    half.hello(LOW);
+    offered.hello(HIGH);
+    for client in [silent, half, offered] {
+        assert_eq!(client.end(), Some(Bye::Closing));
+        assert!(start.elapsed() > Duration::from_millis(1900));
+    }
+    assert!(start.elapsed() < Duration::from_secs(6));
+    assert_eq!(scene.vm.device.counters().handshakes_timed_out, 3);
+    scene.is_as_before();
+}
+
+#[test]
+fn no_more_than_16_connections_wait() {
+    let scene = Scene::new();
+    let waiting: Vec<Client> = (0..16).map(|_| scene.connect()).collect();
+    eventually("all are accepted", || {
+        scene.vm.device.counters().connections_accepted == 17
+    });
+    let one_more = scene.connect();
+    assert_eq!(one_more.end(), Some(Bye::Full));
+    // A peer that comes now has to wait until there is room.
+    let late = Vm::start(options(scene.folder.path(), "late", &["a"]));
+    drop(waiting);
+    late.eventually_up(0);
+    late.stop();
+    scene.is_as_before();
+}
+
+/// One thing that a hostile client does.
+#[derive(Clone, Debug)]
+enum Act {
+    Message(u8, u32, u32, Vec<u8>),
+    Bytes(Vec<u8>),
+    Read,
+}
+
+fn any_act() -> impl Strategy<Value = Act> {
+    let small = || prop_oneof![Just(22u32), Just(1), Just(2), any::<u32>()];
+    let descriptors = proptest::collection::vec(0u8..4, 0..5);
+    prop_oneof![
+        4 => (0u8..6, small(), small(), descriptors)
+            .prop_map(|(kind, one, other, descriptors)| Act::Message(kind, one, other, descriptors)),
+        1 => proptest::collection::vec(any::<u8>(), 1..80).prop_map(Act::Bytes),
+        1 => Just(Act::Read),
+    ]
+}
+
+#[test]
+fn any_sequence_of_anything() {
+    let scene = Scene::new();
+    let window = Window::create(WINDOW, false).unwrap();
+    let (bell, null) = (eventfd(), null());
+    let known = [
+        window.file().as_raw_fd(),
+        bell.as_raw_fd(),
+        bell.as_raw_fd(),
+        null.as_raw_fd(),
+    ];
+    let play = |acts: &[Act]| {
+        let client = scene.connect();
+        for act in acts {
+            // The device may have closed the connection by now.
+            let _ = match act {
+                Act::Message(kind, one, other, descriptors) => {
+                    let message = match kind {
+                        0 => hello(LOW),
+                        1 => hello(HIGH),
+                        2 => Message::Offer {
+                            window_shift: *one,
+                            vectors: *other,
+                        },
+                        3 => OFFER,
+                        4 => ACCEPT,
+                        _ => Message::Accept { vectors: *one },
+                    };
+                    let descriptors: Vec<RawFd> =
+                        descriptors.iter().map(|&n| known[usize::from(n)]).collect();
+                    client.0.send(&message.encode(), &descriptors)
+                }
+                Act::Bytes(bytes) => client.0.send(bytes, &[]),
+                Act::Read => client.0.receive().map(drop),
+            };
+        }
+    };
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let acts = proptest::collection::vec(any_act(), 1..6);
+    runner
+        .run(&acts, |acts| {
+            play(&acts);
+            scene.is_unharmed();
+            Ok(())
+        })
+        .unwrap();
+    scene.is_as_before();
+}
+
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+#[test]
+fn nothing_leaks() {
+    alone("tests::hostile::a_thousand_connections_leave_nothing_behind");
+}
+
+#[test]
+#[ignore = "counts the process's descriptors; run by nothing_leaks"]
+fn a_thousand_connections_leave_nothing_behind() {
+    let at_first = (descriptors(), threads());
+    let scene = Scene::new();
+    let window = Window::create(WINDOW, false).unwrap();
+    let (bell, null) = (eventfd(), null());
+    let before = descriptors();
+    for n in 0..1000 {
+        let client = match Socket::connect(&scene.folder.path().join("a")) {
+            Ok(socket) => Client(socket),
+            // The queue is full.
+            Err(_) => continue,
+        };
+        let result = match n % 5 {
+            0 => Ok(()),
+            1 => client.0.send(b"nonsense", &[null.as_raw_fd(); 17]),
+            2 => client.0.send(&hello(HIGH).encode(), &[]),
+            3 => client.0.send(&hello(LOW).encode(), &[bell.as_raw_fd()]),
+            _ => {
+                let offered = [window.file().as_raw_fd(), bell.as_raw_fd()];
+                client
+                    .0
+                    .send(&hello(LOW).encode(), &[])
+                    .and_then(|()| client.0.send(&OFFER.encode(), &offered))
+            }
+        };
+        // The device may have closed the connection, if too many wait.
+        drop(result);
+    }
+    eventually("the descriptors are back", || descriptors() == before);
+    scene.is_as_before();
+    assert!(
+        scene.vm.device.counters().links_up > 1,
+        "some have become links"
+    );
+    let Scene {
+        folder, vm, good, ..
+    } = scene;
+    vm.stop();
+    good.stop();
+    drop((folder, window, bell, null));
+    assert_eq!((descriptors(), threads()), at_first);
+}
+
+#[test]
+fn a_process_without_descriptors_goes_on_when_it_has_some() {
+    alone("tests::hostile::out_of_descriptors");
+}
+
+#[test]
+#[ignore = "uses up the process's descriptors; run by a_process_without_descriptors_goes_on_when_it_has_some"]
+fn out_of_descriptors() {
+    let scene = Scene::new();
+    let limit = libc::rlimit {
+        rlim_cur: descriptors() as u64 + 20,
+        rlim_max: 4096,
+    };
+    // SAFETY: the limit outlives the call.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+    let client = scene.connect();
+    let mut hoard = Vec::new();
+    while let Ok(file) = File::open("/dev/null") {
+        hoard.push(file);
+    }
+    // Connections cannot be accepted now, nor windows be made.
+    client.hello(HIGH);
+    std::thread::sleep(Duration::from_millis(300));
+    drop(hoard);
+    let _ = client.end();
+    scene.is_as_before();
+    let late = Vm::start(options(scene.folder.path(), "late", &["a"]));
+    late.eventually_up(0);
+    late.stop();
+    scene.is_as_before();
+}
