@@ -1,3 +1,52 @@
-//! Not written yet.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `ivsmc-lab`: the runner. `cargo xtask` starts it where the guests are to run.
 
-fn main() {}
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use ivsmc_lab::lab::{Lab, Platform, VmmKind};
+use ivsmc_lab::{demo, qemu, suite};
+use std::process::ExitCode;
+
+/// Boots guests that share ivsmc devices.
+#[derive(Parser)]
+#[command(version)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure TCP over virtio-net and SMC-D; print a table, and write it to demo.json
+    Demo,
+    /// Run the tests with two guests
+    Suite {
+        /// Only those whose name contains this
+        filter: Option<String>,
+    },
+    /// Run ivpci in two QEMU guests with ivshmem-doorbell; needs QEMU, but no KVM
+    QemuIvshmem,
+}
+
+fn main() -> ExitCode {
+    match run(Options::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            for cause in error.chain() {
+                eprintln!("{cause}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Demo => demo::run(&Lab::from_environment()?)?,
+        Command::Suite { filter } => {
+            return Ok(suite::run(Lab::from_environment()?, filter).exit_code());
+        }
+        Command::QemuIvshmem => qemu::two_guests(&Lab::new(Platform::Lab, VmmKind::Qemu)?)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

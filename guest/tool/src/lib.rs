@@ -3,6 +3,7 @@
 //!
 //! - [`run`]: makes any program's TCP sockets SMC sockets, without touching the program.
 //! - [`connections`]: what SMC's own diagnosis says of every SMC socket.
+//! - [`status`]: all of that and of what follows, at once.
 //! - [`devices`] and [`ueid`]: the SMC-D devices, and the identifiers that peers must share.
 //! - [`reason`]: the kernel's codes in words.
 //! - [`netlink`]: the messages that all of it is asked and answered in.
@@ -13,6 +14,7 @@ mod generic;
 pub mod netlink;
 pub mod reason;
 pub mod run;
+pub mod status;
 pub mod ueid;
 
 /// The protocol number that makes an `AF_INET` stream socket an SMC socket.

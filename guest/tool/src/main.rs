@@ -2,10 +2,8 @@
 //! `ivsmc-guest`: SMC-D for the user of a guest.
 
 use clap::{Parser, Subcommand};
-use ivsmc_guest::connections::{self, Connection};
-use ivsmc_guest::devices::{self, Device};
+use ivsmc_guest::status::Status;
 use ivsmc_guest::{run, ueid};
-use serde::Serialize;
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -57,14 +55,6 @@ enum Ueid {
     List,
 }
 
-/// All that `status` knows.
-#[derive(Serialize)]
-struct Status {
-    devices: Vec<Device>,
-    ueids: Vec<String>,
-    connections: Vec<Connection>,
-}
-
 fn main() -> ExitCode {
     let done: Result<(), Box<dyn std::error::Error>> = match Options::parse().command {
         Command::Run { program, arguments } => Err(run::run(&program, &arguments).into()),
@@ -101,11 +91,7 @@ fn change_ueid(change: &Ueid) -> Result<(), ueid::Error> {
 }
 
 fn status(json: bool) -> Result<(), Box<dyn std::error::Error>> {
-    let status = Status {
-        devices: devices::list()?,
-        ueids: ueid::list()?,
-        connections: connections::list()?,
-    };
+    let status = Status::now()?;
     if json {
         println!("{}", serde_json::to_string(&status)?);
     } else {

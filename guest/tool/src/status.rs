@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! All that `ivsmc-guest status` knows.
+
+use crate::connections::{self, Connection};
+use crate::devices::{self, Device};
+use crate::ueid;
+use serde::{Deserialize, Serialize};
+
+/// What `ivsmc-guest status --json` writes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The SMC-D devices.
+    pub devices: Vec<Device>,
+    /// The user EIDs.
+    pub ueids: Vec<String>,
+    /// The SMC sockets.
+    pub connections: Vec<Connection>,
+}
+
+impl Status {
+    /// How things are now.
+    pub fn now() -> Result<Self, ueid::Error> {
+        Ok(Status {
+            devices: devices::list()?,
+            ueids: ueid::list()?,
+            connections: connections::list()?,
+        })
+    }
+}

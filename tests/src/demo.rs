@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The demo: the same program over virtio-net and over SMC-D, measured, in one table.
+//!
+//! That it was SMC-D is proved by SMC's own diagnosis on both sides while sockperf's connection is
+//! there; if anything fell back, the demo says so and fails.
+
+use crate::guest::{Mode, Running};
+use crate::lab::Lab;
+use crate::pair::Pair;
+use crate::sockperf::{self, Latency};
+use anyhow::{Context, Result, bail, ensure};
+use ivsmc_guest::connections::{Connection, Mode as How};
+use ivsmc_traffic::agent::Command;
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::time::{Duration, Instant};
+
+/// sockperf's port, and those of redis over TCP and over SMC.
+const PORT: u16 = 11111;
+const REDIS_TCP: u16 = 6379;
+const REDIS_SMC: u16 = 6380;
+/// Bytes of a message of the latency test.
+const LATENCY_MESSAGE: u32 = 64;
+/// Bytes of a message of the throughput test: the most that sockperf sends (64 KiB less 29).
+const THROUGHPUT_MESSAGE: u32 = 65507;
+/// How often everything is measured; the median counts.
+const ROUNDS: usize = 3;
+/// Seconds of one measurement, beside what sockperf needs to warm up.
+const SECONDS: u32 = 2;
+/// Seconds for which the connection is idle before: time to look at it without disturbing anything.
+const IDLE: u32 = 1;
+/// How long a server may take to listen.
+const START: Duration = Duration::from_secs(20);
+
+/// How data moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Transport {
+    TcpVirtioNet,
+    SmcdCopy,
+    SmcdNocopy,
+}
+
+const TRANSPORTS: [Transport; 3] = [
+    Transport::TcpVirtioNet,
+    Transport::SmcdCopy,
+    Transport::SmcdNocopy,
+];
+
+impl Transport {
+    fn words(self) -> &'static str {
+        match self {
+            Transport::TcpVirtioNet => "TCP over virtio-net",
+            Transport::SmcdCopy => "SMC-D, copying",
+            Transport::SmcdNocopy => "SMC-D, no copy",
+        }
+    }
+
+    fn is_smc(self) -> bool {
+        self != Transport::TcpVirtioNet
+    }
+
+    /// What the driver has to be for it; TCP does not care.
+    fn mode(self) -> Option<Mode> {
+        match self {
+            Transport::TcpVirtioNet => None,
+            Transport::SmcdCopy => Some(Mode::Copy),
+            Transport::SmcdNocopy => Some(Mode::NoCopy),
+        }
+    }
+}
+
+/// A line of the table.
+#[derive(Debug, Serialize)]
+struct Row {
+    transport: Transport,
+    latency_us_p50: f64,
+    latency_us_p99: f64,
+    throughput_mb_s: f64,
+    smcd_connections: usize,
+    fallbacks: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Ratio {
+    latency: f64,
+    throughput: f64,
+}
+
+/// The demo's result.
+#[derive(Debug, Serialize)]
+struct Table {
+    platform: String,
+    vmm: String,
+    rows: Vec<Row>,
+    ratio: Ratio,
+}
+
+/// What was measured of one transport so far.
+#[derive(Default)]
+struct Samples {
+    p50: Vec<f64>,
+    p99: Vec<f64>,
+    throughput: Vec<f64>,
+    smcd: usize,
+    fallbacks: Vec<String>,
+}
+
+impl Samples {
+    fn row(&self, transport: Transport) -> Row {
+        Row {
+            transport,
+            latency_us_p50: median(&self.p50),
+            latency_us_p99: median(&self.p99),
+            throughput_mb_s: median(&self.throughput),
+            smcd_connections: self.smcd,
+            fallbacks: self.fallbacks.len(),
+        }
+    }
+}
+
+/// Runs the demo, prints the table, and writes it to `demo.json` among the results.
+pub fn run(lab: &Lab) -> Result<()> {
+    let start = Instant::now();
+    let step = |text: &str| println!("[{:4.0} s] {text}", start.elapsed().as_secs_f64());
+    step(&format!(
+        "platform {}, VMM {}: booting two guests",
+        lab.platform, lab.vmm
+    ));
+    let mut pair = Pair::boot(lab)?;
+    step("both are up, and so is the ivsmc link between them");
+    let result = measure(lab, &mut pair, &step);
+    let (table, redis) = result.map_err(|error| pair.explain(error))?;
+
+    println!("\n{}\n{redis}", render(&table));
+    std::fs::write(lab.out.join("demo.json"), serde_json::to_vec(&table)?)?;
+    let fallbacks: usize = table.rows.iter().map(|row| row.fallbacks).sum();
+    ensure!(fallbacks == 0, "{fallbacks} connections fell back to TCP");
+    pair.check_health()
+}
+
+fn measure(lab: &Lab, pair: &mut Pair, step: &dyn Fn(&str)) -> Result<(Table, String)> {
+    let mut samples = TRANSPORTS.map(|_| Samples::default());
+    for round in 1..=ROUNDS {
+        for (transport, samples) in TRANSPORTS.into_iter().zip(&mut samples) {
+            step(&format!("round {round} of {ROUNDS}: {}", transport.words()));
+            if let Some(mode) = transport.mode() {
+                pair.set_mode(mode)?;
+            }
+            sample(pair, transport, samples)?;
+        }
+    }
+    for (transport, samples) in TRANSPORTS.into_iter().zip(&samples) {
+        for reason in &samples.fallbacks {
+            println!("{}: fell back to TCP: {reason}", transport.words());
+        }
+    }
+    step("redis-benchmark and redis-server, which know nothing of SMC");
+    let redis = redis(pair)?;
+
+    let rows: Vec<Row> = TRANSPORTS
+        .into_iter()
+        .zip(&samples)
+        .map(|(transport, s)| s.row(transport))
+        .collect();
+    let [tcp, _, nocopy] = &rows[..] else {
+        bail!("the table has {} rows", rows.len())
+    };
+    let ratio = Ratio {
+        latency: tcp.latency_us_p50 / nocopy.latency_us_p50,
+        throughput: nocopy.throughput_mb_s / tcp.throughput_mb_s,
+    };
+    let (platform, vmm) = (lab.platform.to_string(), lab.vmm.to_string());
+    Ok((
+        Table {
+            platform,
+            vmm,
+            rows,
+            ratio,
+        },
+        redis,
+    ))
+}
+
+/// One measurement of latency and one of throughput.
+fn sample(pair: &mut Pair, transport: Transport, samples: &mut Samples) -> Result<()> {
+    let server = start_server(
+        &mut pair.a,
+        &program(
+            transport.is_smc(),
+            &format!("sockperf server --tcp -p {PORT}"),
+        ),
+        PORT,
+    )?;
+    let output = client(
+        pair,
+        transport,
+        samples,
+        &format!("ping-pong -m {LATENCY_MESSAGE}"),
+    )?;
+    let Latency { p50, p99 } = sockperf::latency(&output)?;
+    samples.p50.push(p50);
+    samples.p99.push(p99);
+    let output = client(
+        pair,
+        transport,
+        samples,
+        &format!("throughput -m {THROUGHPUT_MESSAGE}"),
+    )?;
+    samples.throughput.push(sockperf::throughput(&output)?);
+    pair.a.agent().kill(server, libc::SIGKILL)?;
+    pair.a
+        .agent()
+        .wait(server, START)?
+        .context("sockperf's server does not end")?;
+    Ok(())
+}
+
+/// Runs sockperf's client, and looks at its connection on both sides before it sends.
+fn client(
+    pair: &mut Pair,
+    transport: Transport,
+    samples: &mut Samples,
+    what: &str,
+) -> Result<String> {
+    let address = pair.a.address();
+    let line = format!(
+        "sockperf {what} --tcp -i {address} -p {PORT} -t {SECONDS} --pre-warmup-wait {IDLE}"
+    );
+    let id = pair.b.agent().spawn(&program(transport.is_smc(), &line))?;
+    if transport.is_smc() {
+        match proof(pair)? {
+            Proof::SmcD => samples.smcd += 1,
+            Proof::FellBack(reason) => samples.fallbacks.push(reason),
+        }
+    }
+    let outcome = pair
+        .b
+        .agent()
+        .wait(id, Duration::from_secs(60))?
+        .with_context(|| format!("`{line}` does not end"))?;
+    ensure!(outcome.success(), "`{line}`: {outcome}");
+    Ok(outcome.stdout)
+}
+
+enum Proof {
+    SmcD,
+    FellBack(String),
+}
+
+/// Waits for sockperf's connection and says what SMC's diagnosis has on both sides.
+fn proof(pair: &mut Pair) -> Result<Proof> {
+    let start = Instant::now();
+    loop {
+        let there = pair
+            .b
+            .status()?
+            .connections
+            .into_iter()
+            .find(|c| c.peer_port == PORT && active(c));
+        if let Some(there) = there {
+            let here = pair
+                .a
+                .status()?
+                .connections
+                .into_iter()
+                .find(|c| c.local_port == PORT && c.peer_port == there.local_port && active(c));
+            return match (&here, &there.mode) {
+                (
+                    Some(Connection {
+                        mode: How::SmcD,
+                        dmb: Some(here),
+                        ..
+                    }),
+                    How::SmcD,
+                ) if there.dmb.as_ref().is_some_and(|there| here.mirrors(there)) => Ok(Proof::SmcD),
+                (_, How::Tcp) => Ok(Proof::FellBack(there.reason)),
+                _ => bail!("the two sides do not agree: {here:?} and {there:?}"),
+            };
+        }
+        ensure!(
+            start.elapsed() < START,
+            "sockperf's connection does not appear"
+        );
+    }
+}
+
+fn active(connection: &Connection) -> bool {
+    connection.is_connected() && connection.state == "active"
+}
+
+fn program(smc: bool, line: &str) -> Command {
+    let prefix: &[&str] = if smc { &["ivsmc-guest", "run"] } else { &[] };
+    Command::new(prefix.iter().copied().chain(line.split_whitespace()))
+}
+
+/// Starts a server and waits until it listens.
+fn start_server(guest: &mut Running, command: &Command, port: u16) -> Result<u64> {
+    let id = guest.agent().spawn(command)?;
+    let start = Instant::now();
+    // State 0A is LISTEN; the TCP socket under an SMC socket is listed too.
+    let listening = format!("grep -q ':{port:04X} 00000000:0000 0A' /proc/net/tcp");
+    while guest.shell(&listening).is_err() {
+        if start.elapsed() > START {
+            let outcome = guest.agent().wait(id, Duration::ZERO)?;
+            bail!("`{command}` does not listen on port {port}: {outcome:?}");
+        }
+    }
+    Ok(id)
+}
+
+/// redis over TCP and over SMC-D: requests per second.
+fn redis(pair: &mut Pair) -> Result<String> {
+    let mut text = String::from("redis-benchmark, requests per second:\n");
+    for (smc, port, name) in [
+        (false, REDIS_TCP, "TCP over virtio-net"),
+        (true, REDIS_SMC, "SMC-D, no copy"),
+    ] {
+        let server = format!(
+            "redis-server --port {port} --bind 0.0.0.0 --protected-mode no --save --appendonly no"
+        );
+        let id = start_server(&mut pair.a, &program(smc, &server), port)?;
+        let address = pair.a.address();
+        let client =
+            format!("redis-benchmark -h {address} -p {port} -t set,get -n 3000 -c 4 -d 64 --csv");
+        let output = pair
+            .b
+            .check(&program(smc, &client).timeout(Duration::from_secs(60)))?;
+        let numbers: Vec<String> = output
+            .lines()
+            .map(|line| {
+                line.split(',')
+                    .map(|field| field.trim_matches('"'))
+                    .collect::<Vec<_>>()
+            })
+            .filter(|fields| fields.len() > 1 && (fields[0] == "SET" || fields[0] == "GET"))
+            .map(|fields| format!("{} {:>10}", fields[0], fields[1]))
+            .collect();
+        let _ = writeln!(text, "  {name:<20}  {}", numbers.join("  "));
+        pair.a.agent().kill(id, libc::SIGKILL)?;
+        pair.a
+            .agent()
+            .wait(id, START)?
+            .context("redis-server does not end")?;
+    }
+    Ok(text)
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn render(table: &Table) -> String {
+    let mut text = format!(
+        "{:<20} {:>12} {:>12} {:>12} {:>9} {:>11} {:>11} {:>9}\n",
+        "transport",
+        "latency p50",
+        "p99",
+        "throughput",
+        "latency",
+        "throughput",
+        "SMC-D",
+        "fallbacks"
+    );
+    let _ = writeln!(
+        text,
+        "{:<20} {:>12} {:>12} {:>12} {:>9} {:>11} {:>11} {:>9}",
+        "", "64 B, us", "us", "64 KB, MB/s", "vs TCP", "vs TCP", "connections", ""
+    );
+    let Some(tcp) = table.rows.first() else {
+        return text;
+    };
+    for row in &table.rows {
+        let _ = writeln!(
+            text,
+            "{:<20} {:>12.1} {:>12.1} {:>12.1} {:>8.2}x {:>10.2}x {:>11} {:>9}",
+            row.transport.words(),
+            row.latency_us_p50,
+            row.latency_us_p99,
+            row.throughput_mb_s,
+            row.latency_us_p50 / tcp.latency_us_p50,
+            row.throughput_mb_s / tcp.throughput_mb_s,
+            row.smcd_connections,
+            row.fallbacks,
+        );
+    }
+    let _ = writeln!(
+        text,
+        "\nplatform {}, VMM {}; sockperf, median of {ROUNDS} rounds of {SECONDS} s; latency is half a round trip.\n\
+         Each SMC-D connection was proved by SMC's diagnosis on both sides, tokens matching.",
+        table.platform, table.vmm
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_json_is_what_was_agreed() {
+        let samples = Samples {
+            p50: vec![3.0, 1.0, 2.0],
+            ..Samples::default()
+        };
+        let table = Table {
+            platform: "lab".into(),
+            vmm: "reference".into(),
+            rows: TRANSPORTS.into_iter().map(|t| samples.row(t)).collect(),
+            ratio: Ratio {
+                latency: 4.0,
+                throughput: 5.0,
+            },
+        };
+        let json = serde_json::to_value(&table).unwrap();
+        let row = &json["rows"][2];
+        assert_eq!(row["transport"], "smcd-nocopy");
+        assert_eq!(row["latency_us_p50"], 2.0);
+        for key in [
+            "latency_us_p99",
+            "throughput_mb_s",
+            "smcd_connections",
+            "fallbacks",
+        ] {
+            assert!(row.get(key).is_some(), "{key}");
+        }
+        assert_eq!(json["rows"][0]["transport"], "tcp-virtio-net");
+        assert_eq!(json["rows"][1]["transport"], "smcd-copy");
+        assert_eq!(json["ratio"]["latency"], 4.0);
+        assert!(render(&table).contains("SMC-D, no copy"));
+    }
+}

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A guest: its making, what it is asked to do, its state of health.
+
+use crate::lab::Lab;
+use crate::network;
+use crate::vmm::Vmm;
+use anyhow::{Context, Result, bail, ensure};
+use ivsmc_guest::status::Status;
+use ivsmc_traffic::agent::{self, Agent, Command};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// The port on which every guest serves self-checking traffic over SMC.
+pub const SMC_PORT: u16 = 5000;
+/// The same over plain TCP.
+pub const TCP_PORT: u16 = 5001;
+
+/// How ivpci is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The sender writes into the receiver's buffer.
+    NoCopy,
+    /// The driver copies.
+    Copy,
+    /// Not at all.
+    Off,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::NoCopy => "nocopy",
+            Mode::Copy => "copy",
+            Mode::Off => "off",
+        })
+    }
+}
+
+/// A guest that can be booted.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    name: String,
+    host: u8,
+    mode: Mode,
+    cpus: u8,
+    megabytes: u32,
+    device: Option<String>,
+}
+
+impl Guest {
+    /// A guest with this name, with host number `host` (2 to 254) in the network.
+    pub fn new(name: &str, host: u8) -> Self {
+        let mode = Mode::NoCopy;
+        Guest {
+            name: name.to_owned(),
+            host,
+            mode,
+            cpus: 1,
+            megabytes: 512,
+            device: None,
+        }
+    }
+
+    /// How ivpci is loaded at boot.
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// How many processors it has.
+    pub fn cpus(mut self, cpus: u8) -> Self {
+        self.cpus = cpus;
+        self
+    }
+
+    /// Gives it an ivsmc device: the value of `--ivsmc`. For QEMU: the server's socket.
+    pub fn ivsmc(mut self, option: impl Into<String>) -> Self {
+        self.device = Some(option.into());
+        self
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its address.
+    pub fn address(&self) -> Ipv4Addr {
+        network::address(self.host)
+    }
+
+    pub(crate) fn mac(&self) -> String {
+        format!("02:69:76:73:6d:{:02x}", self.host)
+    }
+
+    pub(crate) fn mode_at_boot(&self) -> Mode {
+        self.mode
+    }
+
+    pub(crate) fn processors(&self) -> u8 {
+        self.cpus
+    }
+
+    pub(crate) fn megabytes(&self) -> u32 {
+        self.megabytes
+    }
+
+    pub(crate) fn device(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
+
+    /// Starts its VMM; the guest boots meanwhile.
+    pub fn start<'a>(&self, lab: &'a Lab) -> Result<Booting<'a>> {
+        Ok(Booting {
+            lab,
+            guest: self.clone(),
+            vmm: Vmm::start(lab, self)?,
+        })
+    }
+
+    /// Starts it and waits until it can be used.
+    pub fn boot(&self, lab: &Lab) -> Result<Running> {
+        self.start(lab)?.ready()
+    }
+}
+
+/// A guest that boots.
+pub struct Booting<'a> {
+    lab: &'a Lab,
+    guest: Guest,
+    vmm: Vmm,
+}
+
+impl Booting<'_> {
+    /// Waits until it can be used.
+    pub fn ready(self) -> Result<Running> {
+        let Booting { lab, guest, vmm } = self;
+        let limit = lab.boot_time();
+        let mut vmm = vmm;
+        match connect(&guest, &mut vmm, limit) {
+            Ok(agent) => {
+                let mut running = Running {
+                    guest,
+                    vmm,
+                    agent,
+                    boot_time: limit,
+                };
+                running.start_services()?;
+                Ok(running)
+            }
+            Err(error) => Err(error
+                .context(format!("guest {} does not come up", guest.name))
+                .context(vmm.tails())),
+        }
+    }
+}
+
+fn connect(guest: &Guest, vmm: &mut Vmm, limit: Duration) -> Result<Agent> {
+    let address = SocketAddr::from((guest.address(), agent::PORT));
+    let deadline = Instant::now() + limit;
+    loop {
+        match Agent::connect(address, Duration::from_secs(1)) {
+            Ok(agent) => return Ok(agent),
+            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(_) => vmm.check()?,
+        }
+    }
+}
+
+/// A guest that can be used.
+pub struct Running {
+    guest: Guest,
+    vmm: Vmm,
+    agent: Agent,
+    boot_time: Duration,
+}
+
+impl Running {
+    fn start_services(&mut self) -> Result<()> {
+        for (port, smc) in [(SMC_PORT, true), (TCP_PORT, false)] {
+            let mut command = vec!["ivsmc-traffic".to_owned(), "serve".into()];
+            command.push(format!("--port={port}"));
+            command.extend(smc.then(|| "--smc".to_owned()));
+            self.agent.spawn(&Command::new(command))?;
+        }
+        Ok(())
+    }
+
+    /// What it was made from.
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    /// Its address.
+    pub fn address(&self) -> Ipv4Addr {
+        self.guest.address()
+    }
+
+    /// Its agent.
+    pub fn agent(&mut self) -> &mut Agent {
+        &mut self.agent
+    }
+
+    /// Its VMM.
+    pub fn vmm(&mut self) -> &mut Vmm {
+        &mut self.vmm
+    }
+
+    /// Runs a line of shell that has to succeed; gives what it wrote.
+    pub fn shell(&mut self, line: &str) -> Result<String> {
+        self.agent
+            .shell(line)
+            .with_context(|| format!("guest {}", self.guest.name))
+    }
+
+    /// Runs a program that has to succeed; gives what it wrote.
+    pub fn check(&mut self, command: &Command) -> Result<String> {
+        self.agent
+            .check(command)
+            .with_context(|| format!("guest {}", self.guest.name))
+    }
+
+    /// What `ivsmc-guest status` says.
+    pub fn status(&mut self) -> Result<Status> {
+        let text = self.shell("ivsmc-guest status --json")?;
+        serde_json::from_str(&text).with_context(|| format!("status: {text}"))
+    }
+
+    /// ivpci's counters.
+    pub fn counters(&mut self) -> Result<BTreeMap<String, u64>> {
+        let text = self.shell("cat /sys/kernel/debug/ivpci/*/counters")?;
+        text.lines()
+            .map(|line| {
+                let (name, value) = line.split_once(' ').context("no value")?;
+                Ok((name.to_owned(), value.trim().parse()?))
+            })
+            .collect::<Result<_>>()
+            .with_context(|| format!("counters: {text}"))
+    }
+
+    /// Waits until ivpci says that a link is up (or, if not `up`, that none is).
+    pub fn wait_for_link(&mut self, up: bool, timeout: Duration) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let links = self.shell("cat /sys/kernel/debug/ivpci/*/links")?;
+            let is_up = links
+                .lines()
+                .any(|line| line.split(' ').nth(1) == Some("up"));
+            if is_up == up {
+                return Ok(());
+            }
+            if start.elapsed() > timeout {
+                bail!(
+                    "guest {}: the link is {} after {timeout:?}: {links}",
+                    self.guest.name,
+                    if up { "not up" } else { "still up" }
+                );
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Loads or unloads ivpci.
+    pub fn load_driver(&mut self, mode: Mode) -> Result<()> {
+        if self
+            .shell("lsmod")?
+            .lines()
+            .any(|line| line.starts_with("ivpci "))
+        {
+            self.shell("rmmod ivpci")?;
+        }
+        let nocopy = match mode {
+            Mode::NoCopy => 1,
+            Mode::Copy => 0,
+            Mode::Off => return Ok(()),
+        };
+        self.shell(&format!("insmod /lib/modules/ivpci.ko nocopy={nocopy}"))?;
+        Ok(())
+    }
+
+    /// Reboots the guest from within and waits until it can be used again.
+    pub fn reboot(&mut self) -> Result<()> {
+        let before = self.shell("cat /proc/sys/kernel/random/boot_id")?;
+        self.agent.spawn(&Command::new(["reboot", "-f"]))?;
+        let start = Instant::now();
+        loop {
+            ensure!(
+                start.elapsed() < self.boot_time,
+                "guest {} does not reboot",
+                self.guest.name
+            );
+            std::thread::sleep(Duration::from_millis(200));
+            let Ok(mut agent) = connect(&self.guest, &mut self.vmm, self.boot_time) else {
+                bail!("guest {} does not come back", self.guest.name);
+            };
+            // A connection to the guest as it was may have been made still, and then breaks.
+            if let Ok(now) = agent.shell("cat /proc/sys/kernel/random/boot_id")
+                && now != before
+            {
+                self.agent = agent;
+                return self.start_services();
+            }
+        }
+    }
+
+    /// Says what is wrong with the guest: an ended VMM, a report of its kernel's checks.
+    pub fn check_health(&mut self) -> Result<()> {
+        self.vmm.check()?;
+        let log = self.shell("dmesg -c")?;
+        let file = self.vmm.folder().join("dmesg.log");
+        let mut whole = std::fs::read_to_string(&file).unwrap_or_default();
+        whole += &log;
+        std::fs::write(&file, whole)?;
+        match report(&log) {
+            None => Ok(()),
+            Some(report) => {
+                bail!("the kernel of guest {} reports:\n{report}", self.guest.name)
+            }
+        }
+    }
+
+    /// The ends of its logs.
+    pub fn tails(&self) -> String {
+        self.vmm.tails()
+    }
+}
+
+/// What begins a report of a kernel's checks.
+const REPORTS: [&str; 9] = [
+    "BUG:",
+    "WARNING:",
+    "KASAN:",
+    "UBSAN:",
+    "Oops:",
+    "Call Trace:",
+    "INFO: task ",
+    "INFO: rcu",
+    "general protection fault",
+];
+/// Lines of a report that are shown.
+const REPORT_LINES: usize = 60;
+
+/// The first report in a kernel's log.
+fn report(log: &str) -> Option<String> {
+    let lines: Vec<&str> = log.lines().collect();
+    let first = lines
+        .iter()
+        .position(|line| REPORTS.iter().any(|mark| line.contains(mark)))?;
+    Some(
+        lines[first..]
+            .iter()
+            .take(REPORT_LINES)
+            .copied()
+            .collect::<Vec<_>>()
+            .join("\n"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_are_found() {
+        let log = "[ 1.0] smc: fine\n[ 2.0] WARNING: CPU: 0 at x\n[ 2.1] Call Trace:\n";
+        assert!(report(log).unwrap().starts_with("[ 2.0] WARNING"));
+        assert_eq!(report("[ 1.0] smc: fine\n"), None);
+    }
+}

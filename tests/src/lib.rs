@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The lab as a library: guests that share ivsmc devices, and what is done with them.
+//!
+//! | module | what it has |
+//! |---|---|
+//! | [`lab`] | where things are: stage, logs, platform, VMM |
+//! | [`network`] | a bridge and taps |
+//! | [`vmm`] | a VMM's process |
+//! | [`guest`] | a guest: its making, what it is asked to do, its state of health |
+//! | [`pair`] | two guests that are each other's peers |
+//! | [`demo`] | TCP over virtio-net and SMC-D, measured by sockperf |
+//! | [`suite`] | the tests |
+//! | [`qemu`] | ivpci on QEMU's ivshmem-doorbell, with a server for it |
+
+pub mod demo;
+pub mod guest;
+pub mod lab;
+pub mod network;
+pub mod pair;
+pub mod qemu;
+mod sockperf;
+pub mod suite;
+pub mod vmm;

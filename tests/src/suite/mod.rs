@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The tests with two guests. Guests are shared by tests that leave them as they were.
+
+mod compatibility;
+mod life;
+mod options;
+mod traffic;
+
+use crate::guest::Mode;
+use crate::lab::Lab;
+use crate::pair::Pair;
+use anyhow::Result;
+use libtest_mimic::{Arguments, Conclusion, Trial};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What the tests share.
+pub(crate) struct Fixture {
+    pub(crate) lab: Lab,
+    pair: Mutex<Option<Pair>>,
+}
+
+impl Fixture {
+    /// Runs a test with the shared pair, its driver in `mode`, and looks at the guests' health after it.
+    ///
+    /// A test that fails gets the ends of all logs into its error, and the next one gets new guests.
+    pub(crate) fn with_pair(
+        &self,
+        mode: Mode,
+        test: impl FnOnce(&mut Pair) -> Result<()>,
+    ) -> Result<()> {
+        let mut slot = self.pair.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pair = match slot.take() {
+            Some(pair) => pair,
+            None => Pair::boot(&self.lab)?,
+        };
+        let result = pair
+            .set_mode(mode)
+            .and_then(|()| test(&mut pair))
+            .and_then(|()| pair.check_health());
+        match result {
+            Ok(()) => {
+                *slot = Some(pair);
+                Ok(())
+            }
+            Err(error) => Err(pair.explain(error)),
+        }
+    }
+
+    /// Ends the shared guests, for a test that boots its own under the same names.
+    pub(crate) fn without_pair(&self, test: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
+        *self.pair.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        test(&self.lab)
+    }
+}
+
+/// The tests, being put together.
+pub(crate) struct Suite {
+    fixture: Arc<Fixture>,
+    trials: Vec<Trial>,
+}
+
+impl Suite {
+    fn add(
+        &mut self,
+        name: impl Into<String>,
+        test: impl FnOnce(&Fixture) -> Result<()> + Send + 'static,
+    ) {
+        let fixture = Arc::clone(&self.fixture);
+        self.trials.push(Trial::test(name, move || {
+            // What was the cause comes last, under the logs.
+            test(&fixture).map_err(|error| {
+                let mut text = String::new();
+                for cause in error.chain() {
+                    text += &format!("{cause}\n");
+                }
+                text.into()
+            })
+        }));
+    }
+}
+
+/// Runs the tests whose names contain `filter`.
+pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
+    println!("platform {}, VMM {}", lab.platform, lab.vmm);
+    let fixture = Arc::new(Fixture {
+        lab,
+        pair: Mutex::new(None),
+    });
+    let mut suite = Suite {
+        fixture,
+        trials: Vec::new(),
+    };
+    traffic::add(&mut suite);
+    life::add(&mut suite);
+    compatibility::add(&mut suite);
+    options::add(&mut suite);
+    let arguments = Arguments {
+        test_threads: Some(1),
+        filter,
+        ..Arguments::default()
+    };
+    let conclusion = libtest_mimic::run(&arguments, suite.trials);
+    println!(
+        "{} passed, {} failed, {} skipped",
+        conclusion.num_passed, conclusion.num_failed, conclusion.num_ignored
+    );
+    conclusion
+}

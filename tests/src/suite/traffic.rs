@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Data arrives whole, over SMC-D, in both modes and both directions.
+
+use super::Suite;
+use crate::guest::{Mode, Running};
+use crate::pair::{BOTH, From, LINK_TIME, Pair};
+use anyhow::{Result, ensure};
+use ivsmc_guest::connections::Mode as How;
+use ivsmc_traffic::agent::Command;
+use std::time::{Duration, Instant};
+
+pub(super) fn add(suite: &mut Suite) {
+    for mode in [Mode::NoCopy, Mode::Copy] {
+        let mut add = |name: &str, test: fn(&mut Pair) -> Result<()>| {
+            suite.add(format!("traffic::{name}_{mode}"), move |fixture| {
+                fixture.with_pair(mode, test)
+            });
+        };
+        add("ping_pong", ping_pong);
+        add("bulk", bulk);
+        add("hundred_at_once", hundred_at_once);
+        add("splice", splice);
+        add("churn_leaks_nothing", churn_leaks_nothing);
+        add("programs_that_know_nothing", programs_that_know_nothing);
+    }
+}
+
+fn ping_pong(pair: &mut Pair) -> Result<()> {
+    for from in BOTH {
+        pair.traffic(from, "ping-pong --count 500")?;
+        pair.traffic(from, "ping-pong --count 100 --size 1")?;
+        pair.traffic(from, "ping-pong --count 50 --size 100000")?;
+    }
+    Ok(())
+}
+
+fn bulk(pair: &mut Pair) -> Result<()> {
+    for (seed, from) in [(1, From::A), (2, From::B)] {
+        pair.traffic(
+            from,
+            &format!("bulk --seed {seed} --up 16000000 --down 16000000"),
+        )?;
+        pair.traffic(from, &format!("bulk --seed {seed} --up 8000001 --down 0"))?;
+        pair.traffic(from, &format!("bulk --seed {seed} --up 0 --down 8000001"))?;
+    }
+    Ok(())
+}
+
+fn hundred_at_once(pair: &mut Pair) -> Result<()> {
+    let report = pair.traffic(From::A, "many --connections 100 --bytes 150000")?;
+    ensure!(report.smcd == 100, "{report:?}");
+    Ok(())
+}
+
+fn splice(pair: &mut Pair) -> Result<()> {
+    for from in BOTH {
+        pair.traffic(from, "splice --bytes 3000000")?;
+    }
+    Ok(())
+}
+
+/// The counters that say what memory is in use.
+const IN_USE: [&str; 3] = ["dmbs", "dmbs_retired", "attached"];
+
+fn in_use(guest: &mut Running) -> Result<[u64; 3]> {
+    let counters = guest.counters()?;
+    Ok(IN_USE.map(|name| counters.get(name).copied().unwrap_or(0)))
+}
+
+fn churn_leaks_nothing(pair: &mut Pair) -> Result<()> {
+    // SMC keeps buffers of closed connections for new ones: a first round fills its store.
+    pair.traffic(From::A, "churn --count 50 --parallel 4")?;
+    let before = [in_use(&mut pair.a)?, in_use(&mut pair.b)?];
+    let report = pair.traffic(From::A, "churn --count 2000 --parallel 4")?;
+    ensure!(report.smcd == 2000, "{report:?}");
+    let after = [in_use(&mut pair.a)?, in_use(&mut pair.b)?];
+    // How many are open at the very same time differs a little from round to round.
+    for (before, after) in before.iter().flatten().zip(after.iter().flatten()) {
+        ensure!(
+            *after <= before + 8,
+            "{IN_USE:?}: {before:?} before, {after:?} after"
+        );
+    }
+    // When the link goes SMC gives back everything: unloading at one side shows it at the other.
+    pair.a.shell("rmmod ivpci")?;
+    let start = Instant::now();
+    while in_use(&mut pair.b)? != [0; 3] {
+        ensure!(
+            start.elapsed() < LINK_TIME,
+            "{IN_USE:?} left: {:?}",
+            in_use(&mut pair.b)?
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let nocopy = pair.b.shell("cat /sys/module/ivpci/parameters/nocopy")?;
+    pair.a.shell(&format!(
+        "insmod /lib/modules/ivpci.ko nocopy={}",
+        nocopy.trim()
+    ))?;
+    pair.wait_for_link()?;
+    pair.traffic(From::B, "ping-pong --count 10").map(drop)
+}
+
+/// `ivsmc-guest run` makes SMC-D connections of programs, dynamic (redis) and static (busybox).
+fn programs_that_know_nothing(pair: &mut Pair) -> Result<()> {
+    let address = pair.a.address();
+    let servers = [
+        "ivsmc-guest run redis-server --port 6381 --bind 0.0.0.0 --protected-mode no --save",
+        "ivsmc-guest run busybox nc -lk -p 6382 -e sleep 3",
+    ];
+    let mut ids = Vec::new();
+    for server in servers {
+        ids.push(
+            pair.a
+                .agent()
+                .spawn(&Command::new(server.split_whitespace()))?,
+        );
+    }
+    let clients = [
+        (
+            6381,
+            format!("ivsmc-guest run redis-benchmark -h {address} -p 6381 -c 1 -n 1000000 -q"),
+        ),
+        (6382, format!("ivsmc-guest run busybox nc {address} 6382")),
+    ];
+    for (port, client) in clients {
+        let start = Instant::now();
+        let mut id = pair
+            .b
+            .agent()
+            .spawn(&Command::new(client.split_whitespace()))?;
+        let found = loop {
+            let status = pair.b.status()?;
+            let found = status
+                .connections
+                .into_iter()
+                .find(|connection| connection.peer_port == port && connection.state == "active");
+            if let Some(found) = found {
+                break found;
+            }
+            ensure!(
+                start.elapsed() < Duration::from_secs(30),
+                "`{client}` does not connect"
+            );
+            // The server may not have listened yet.
+            if pair
+                .b
+                .agent()
+                .wait(id, Duration::from_millis(100))?
+                .is_some()
+            {
+                id = pair
+                    .b
+                    .agent()
+                    .spawn(&Command::new(client.split_whitespace()))?;
+            }
+        };
+        ensure!(found.mode == How::SmcD, "`{client}`: {found:?}");
+        ensure!(
+            found.peer_address == Some(address.into()),
+            "`{client}`: {found:?}"
+        );
+        pair.b.agent().kill(id, libc::SIGKILL)?;
+        pair.b.agent().wait(id, Duration::from_secs(10))?;
+    }
+    for id in ids {
+        pair.a.agent().kill(id, libc::SIGKILL)?;
+        pair.a.agent().wait(id, Duration::from_secs(10))?;
+    }
+    Ok(())
+}
