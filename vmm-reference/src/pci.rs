@@ -6,7 +6,7 @@ use std::io;
 use std::sync::{Arc, Mutex, RwLock};
 
 use anyhow::{Result, bail};
-use log::warn;
+use log::info;
 use vmm_device_ivsmc::pci::{BarMove, BarSpec, ConfigSpace, Identity};
 
 use crate::{layout, lock};
@@ -156,7 +156,7 @@ impl Pci {
     /// BAR, it loses.
     fn relocate(&self, function: &Arc<dyn Function>, wish: BarMove) {
         if let Err(error) = function.move_bar(wish.bar, wish.new) {
-            warn!(
+            info!(
                 "{}: BAR {} stays at {:#x}, it cannot go to {:#x}: {error}",
                 function.name(),
                 wish.bar,
