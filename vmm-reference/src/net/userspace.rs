@@ -147,6 +147,8 @@ struct Worker<'a> {
     /// Are we woken by packets? Not while the guest has no room for them.
     tap_polled: bool,
     packet: Vec<u8>,
+    /// Length of the packet in `packet` that waits for the guest to have room.
+    waiting: Option<usize>,
 }
 
 impl<'a> Worker<'a> {
@@ -160,6 +162,7 @@ impl<'a> Worker<'a> {
             poll,
             tap_polled: false,
             packet: vec![0; MAX_PACKET],
+            waiting: None,
         })
     }
 
@@ -171,6 +174,7 @@ impl<'a> Worker<'a> {
                 match event.token() {
                     CHANGED => {
                         let _ = self.shared.changed.read();
+                        self.waiting = None;
                         (receive, transmit) = (true, true);
                     }
                     RX_KICK => {
@@ -262,7 +266,11 @@ impl<'a> Worker<'a> {
                 has_room = false;
                 break;
             };
-            let length = match self.shared.tap.receive(&mut self.packet) {
+            let received = match self.waiting.take() {
+                Some(length) => Ok(length),
+                None => self.shared.tap.receive(&mut self.packet),
+            };
+            let length = match received {
                 Ok(length) => length,
                 Err(error) => {
                     queue.set_next_avail(position);
@@ -283,9 +291,19 @@ impl<'a> Worker<'a> {
                 buffers.push((head, writer));
             }
             if room < length {
-                debug!("a packet of {length} bytes is lost: the guest has room for {room}");
+                if !mergeable || buffers.len() >= usize::from(queue.size()) {
+                    debug!("a packet of {length} bytes is lost: the guest has room for {room}");
+                    queue.set_next_avail(position);
+                    continue;
+                }
+                // Be told of buffers after those that are there, then leave these for the next try.
+                self.waiting = Some(length);
+                has_room = queue.enable_notification(memory)?;
                 queue.set_next_avail(position);
-                continue;
+                if has_room {
+                    continue;
+                }
+                break;
             }
             let count = buffers.len() as u16;
             self.packet[NUM_BUFFERS..HEADER].copy_from_slice(&count.to_le_bytes());
