@@ -32,6 +32,9 @@ const MSIX_CONTROL: usize = MSIX_CAPABILITY as usize + Msix::CONTROL;
 const VENDOR_CAPABILITY: u8 = 0x50;
 const VENDOR_CAPABILITY_ID: u8 = 0x09;
 
+/// How many failures of the VMM are logged.
+const MAX_LOGGED: u64 = 100;
+
 const IDENTITY: Identity = Identity {
     vendor: 0x1af4,
     device: 0x1110,
@@ -457,10 +460,13 @@ impl State {
             .filter(|&address| address != 0)
     }
 
-    /// A call of the VMM that must not fail: if it does, that is logged and counted.
+    /// A call of the VMM that must not fail: if it does, that is counted, and logged unless it was often,
+    /// because a guest may be able to provoke it.
     fn check(&mut self, result: io::Result<()>, name: &str, what: &str) {
         if let Err(error) = result {
-            log::error!("{name}: cannot {what}: {error}");
+            if self.counters.host_errors < MAX_LOGGED {
+                log::error!("{name}: cannot {what}: {error}");
+            }
             self.counters.host_errors += 1;
         }
     }

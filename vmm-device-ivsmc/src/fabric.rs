@@ -561,8 +561,13 @@ impl Connection {
         let link = core.reserve(terms.gid).map_err(Ending::NoPlace)?;
         let offer = || {
             let size = 1 << terms.window_shift;
-            let window = Window::create(size, core.config.hugepages)
-                .map_err(|error| Ending::Internal(format!("cannot make a window: {error}")))?;
+            let window = Window::create(size, core.config.hugepages).map_err(internal(
+                if core.config.hugepages {
+                    "make a window of huge pages (are there enough?)"
+                } else {
+                    "make a window"
+                },
+            ))?;
             let lines = core
                 .new_lines(link)
                 .map_err(internal("make interrupt lines"))?;

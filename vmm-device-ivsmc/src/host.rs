@@ -24,6 +24,7 @@ pub trait Host: Send + Sync {
     fn unmap_window(&self, link: usize, gpa: u64, window: &Window) -> io::Result<()>;
 
     /// Makes a guest's 4-byte store to `gpa` signal `fd`: a store of any value, or of exactly `value`.
+    /// (Without a value a store of any width may: KVM matches an ioeventfd of no length fastest.)
     ///
     /// `fd` was sent by a peer. It must be an error if it is no eventfd, as KVM_IOEVENTFD has it.
     fn set_doorbell(&self, gpa: u64, value: Option<u32>, fd: &EventFd) -> io::Result<()>;

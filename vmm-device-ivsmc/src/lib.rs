@@ -52,3 +52,8 @@ pub use host::{Host, MsiMessage};
 pub use pci::{BarMove, BarSpec};
 pub use state::DeviceState;
 pub use window::Window;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -359,7 +359,7 @@ fn half_open_connections_end_after_two_seconds() {
         assert_eq!(client.end(), Some(Bye::Closing));
         assert!(start.elapsed() > Duration::from_millis(1900));
     }
-    assert!(start.elapsed() < Duration::from_secs(6));
+    assert!(start.elapsed() < PATIENCE);
     assert_eq!(scene.vm.device.counters().handshakes_timed_out, 3);
     scene.is_as_before();
 }
@@ -453,6 +453,22 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
+/// How many descriptors this process has when nothing is under way any more: a link is up a moment before the
+/// thread that made it has closed its copies.
+fn settled_descriptors() -> usize {
+    let mut last = (descriptors(), 0);
+    eventually("the descriptors settle", || {
+        let now = descriptors();
+        last = if now == last.0 {
+            (now, last.1 + 1)
+        } else {
+            (now, 0)
+        };
+        last.1 == 50
+    });
+    last.0
+}
+
 fn threads() -> usize {
     std::fs::read_dir("/proc/self/task").unwrap().count()
 }
@@ -469,7 +485,7 @@ fn a_thousand_connections_leave_nothing_behind() {
     let scene = Scene::new();
     let window = Window::create(WINDOW, false).unwrap();
     let (bell, null) = (eventfd(), null());
-    let before = descriptors();
+    let before = settled_descriptors();
     for n in 0..1000 {
         let client = match Socket::connect(&scene.folder.path().join("a")) {
             Ok(socket) => Client(socket),

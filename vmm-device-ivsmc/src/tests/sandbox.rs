@@ -64,11 +64,11 @@ fn a_life_in_the_sandbox() {
         b.device.reset();
         eventually("lost", || a.link_state(link) == LOST);
         a.let_go(link);
-        eventually("down", || a.link_state(link) == DOWN);
+        eventually("let go", || a.link_state(link) != LOST);
     }
     let silent = crate::socket::Socket::connect(&folder.path().join("b")).unwrap();
     let b_counters = || b.device.counters();
-    eventually("timed out", || b_counters().handshakes_timed_out == 1);
+    eventually("timed out", || b_counters().handshakes_timed_out > 0);
     drop(silent);
     eventually("refused", || a.device.counters().handshakes_refused > 0);
     for vm in [a, b, other, huge] {
