@@ -8,20 +8,41 @@
 
 static struct dentry *ivpci_debugfs;
 
+static const char * const ivpci_counters[] = {
+	[IVPCI_INTERRUPTS] = "interrupts",
+	[IVPCI_SIGNALS_SENT] = "signals_sent",
+	[IVPCI_SIGNALS_COALESCED] = "signals_coalesced",
+	[IVPCI_SIGNALS_RECEIVED] = "signals_received",
+	[IVPCI_DOORBELLS] = "doorbells",
+	[IVPCI_DOORBELLS_SUPPRESSED] = "doorbells_suppressed",
+	[IVPCI_EVENTS_SENT] = "events_sent",
+	[IVPCI_EVENTS_RECEIVED] = "events_received",
+	[IVPCI_BYTES_MOVED] = "bytes_moved",
+	[IVPCI_DMB_ALLOC_FAILURES] = "dmb_alloc_failures",
+	[IVPCI_POLLS] = "polls",
+	[IVPCI_POLL_HITS] = "poll_hits",
+	[IVPCI_LINK_UPS] = "link_ups",
+	[IVPCI_LINK_DOWNS] = "link_downs",
+	[IVPCI_PEER_FAULTS] = "peer_faults",
+};
+
+static_assert(ARRAY_SIZE(ivpci_counters) == IVPCI_COUNTERS);
+
+static u64 ivpci_sum(struct ivpci *iv, enum ivpci_counter counter)
+{
+	u64 sum = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		sum += READ_ONCE(per_cpu_ptr(iv->stats, cpu)->counter[counter]);
+	return sum;
+}
+
 static int counters_show(struct seq_file *m, void *unused)
 {
 	struct ivpci *iv = m->private;
 	unsigned int dmbs = 0, retired = 0, attached = 0, i;
-	struct ivpci_stats sum = {};
-	int cpu;
 
-	for_each_possible_cpu(cpu) {
-		const struct ivpci_stats *s = per_cpu_ptr(iv->stats, cpu);
-
-#define X(name) sum.name += READ_ONCE(s->name);
-		IVPCI_COUNTERS(X)
-#undef X
-	}
 	for (i = 0; i < iv->nlinks; i++) {
 		struct ivpci_link *link = &iv->links[i];
 
@@ -34,9 +55,8 @@ static int counters_show(struct seq_file *m, void *unused)
 		spin_unlock_bh(&link->lock);
 	}
 
-#define X(name) seq_printf(m, #name " %llu\n", sum.name);
-	IVPCI_COUNTERS(X)
-#undef X
+	for (i = 0; i < IVPCI_COUNTERS; i++)
+		seq_printf(m, "%s %llu\n", ivpci_counters[i], ivpci_sum(iv, i));
 	seq_printf(m, "dmbs %u\n", dmbs);
 	seq_printf(m, "dmbs_retired %u\n", retired);
 	seq_printf(m, "attached %u\n", attached);

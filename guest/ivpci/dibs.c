@@ -87,7 +87,7 @@ static int ivpci_register_dmb(struct dibs_dev *dibs, struct dibs_dmb *dmb,
 		off = s->dmbs.slot[slot].off;
 	spin_unlock_bh(&link->lock);
 	if (slot < 0) {
-		ivpci_count(iv, dmb_alloc_failures, 1);
+		ivpci_count(iv, IVPCI_DMB_ALLOC_FAILURES, 1);
 		return slot;
 	}
 
@@ -98,7 +98,7 @@ static int ivpci_register_dmb(struct dibs_dev *dibs, struct dibs_dmb *dmb,
 		ivpci_dmb_retire(&s->dmbs, slot);
 		spin_unlock_bh(&link->lock);
 		ivpci_link_released(link);
-		ivpci_count(iv, dmb_alloc_failures, 1);
+		ivpci_count(iv, IVPCI_DMB_ALLOC_FAILURES, 1);
 		return idx;
 	}
 	memset(s->win + off, 0, dmb->dmb_len);
@@ -162,18 +162,18 @@ static int ivpci_signal(struct ivpci_link *link, u32 slot, unsigned int index)
 		ivpci_link_fault(link, "it consumed signals that never were");
 		return rc;
 	case IVPCI_COALESCED:
-		ivpci_count(iv, signals_coalesced, 1);
+		ivpci_count(iv, IVPCI_SIGNALS_COALESCED, 1);
 		return 0;
 	case IVPCI_RING:
 		ivpci_link_ring(link);
 		break;
 	case IVPCI_POSTED:
-		ivpci_count(iv, doorbells_suppressed, 1);
+		ivpci_count(iv, IVPCI_DOORBELLS_SUPPRESSED, 1);
 		break;
 	default:
 		return rc;
 	}
-	ivpci_count(iv, signals_sent, 1);
+	ivpci_count(iv, IVPCI_SIGNALS_SENT, 1);
 	return 0;
 }
 
@@ -212,7 +212,7 @@ static int ivpci_move_data(struct dibs_dev *dibs, u64 dmb_tok,
 	if (released)
 		ivpci_link_released(link);
 	if (!rc)
-		ivpci_count(iv, bytes_moved, size);
+		ivpci_count(iv, IVPCI_BYTES_MOVED, size);
 	return rc;
 }
 
@@ -241,7 +241,7 @@ static int ivpci_signal_event(struct dibs_dev *dibs, const uuid_t *rgid,
 		ivpci_link_fault(link, "it consumed events that never were");
 	if (!rc) {
 		ivpci_link_ring(link);
-		ivpci_count(iv, events_sent, 1);
+		ivpci_count(iv, IVPCI_EVENTS_SENT, 1);
 	}
 	spin_unlock_bh(&link->lock);
 	return rc;

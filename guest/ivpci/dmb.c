@@ -7,7 +7,6 @@
 #include <linux/gfp.h>
 #include <linux/log2.h>
 #include <linux/string.h>
-#include <linux/unaligned.h>
 
 #include "dmb.h"
 
@@ -173,6 +172,7 @@ void ivpci_dmb_publish(struct ivpci_dmbs *dmbs, u32 slot, u64 token)
 	dmb->token = token;
 	WRITE_ONCE(entry->off, cpu_to_le32(dmb->off >> IVPCI_DMB_OFF_SHIFT));
 	WRITE_ONCE(entry->len, cpu_to_le32(dmb->len));
+	/* release: who sees the token sees the entry, and cleared memory */
 	smp_store_release(&entry->token, cpu_to_le64(token));
 }
 
@@ -246,6 +246,7 @@ struct ivpci_remote *ivpci_remote_hold(struct ivpci_remotes *remotes,
 	}
 
 	entry = &remotes->peer->dir[slot];
+	/* acquire: the entry is the token's */
 	if (le64_to_cpu(smp_load_acquire(&entry->token)) != token)
 		return NULL;
 	off = (u64)le32_to_cpu(READ_ONCE(entry->off)) << IVPCI_DMB_OFF_SHIFT;
@@ -258,7 +259,7 @@ struct ivpci_remote *ivpci_remote_hold(struct ivpci_remotes *remotes,
 	WRITE_ONCE(remotes->own->attached[slot], cpu_to_le64(token));
 	smp_mb(); /* attached before directory; pairs with ivpci_dmb_retire() */
 	if (!ivpci_remote_there(remotes, slot, token)) {
-		smp_store_release(&remotes->own->attached[slot], 0);
+		WRITE_ONCE(remotes->own->attached[slot], 0);
 		return NULL;
 	}
 	remote->token = token;
@@ -313,11 +314,17 @@ void ivpci_remote_put(struct ivpci_remotes *remotes,
  */
 void ivpci_copy(void *dst, const void *src, size_t len)
 {
+	u64 word;
+
 	if (len > IVPCI_WORDS_MAX || !IS_ALIGNED((unsigned long)dst, 8)) {
 		memcpy(dst, src, len);
 		return;
 	}
-	for (; len >= 8; len -= 8, dst += 8, src += 8)
-		WRITE_ONCE(*(u64 *)dst, get_unaligned((const u64 *)src));
+	for (; len >= sizeof(word); len -= sizeof(word)) {
+		memcpy(&word, src, sizeof(word));
+		WRITE_ONCE(*(u64 *)dst, word);
+		dst += sizeof(word);
+		src += sizeof(word);
+	}
 	memcpy(dst, src, len);
 }

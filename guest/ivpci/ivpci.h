@@ -22,31 +22,47 @@
 #define IVPCI_MAX_DMBS		8192	/* per device; SMC has 8 bytes for each */
 #define IVPCI_PLAIN_FABRIC	0xff00	/* CHID on ivshmem, which has none */
 
-/* Counters, in the order and by the names that debugfs has */
-#define IVPCI_COUNTERS(X)						\
-	X(interrupts)							\
-	X(signals_sent)							\
-	X(signals_coalesced)						\
-	X(signals_received)						\
-	X(doorbells)							\
-	X(doorbells_suppressed)						\
-	X(events_sent)							\
-	X(events_received)						\
-	X(bytes_moved)							\
-	X(dmb_alloc_failures)						\
-	X(polls)							\
-	X(poll_hits)							\
-	X(link_ups)							\
-	X(link_downs)							\
-	X(peer_faults)
-
-struct ivpci_stats {
-#define X(name) u64 name;
-	IVPCI_COUNTERS(X)
-#undef X
+/**
+ * enum ivpci_counter - what is counted; debugfs.c has the names
+ * @IVPCI_INTERRUPTS: interrupts taken
+ * @IVPCI_SIGNALS_SENT: signals posted
+ * @IVPCI_SIGNALS_COALESCED: signals that one before them stood for
+ * @IVPCI_SIGNALS_RECEIVED: signals taken
+ * @IVPCI_DOORBELLS: doorbells rung, for whatever reason
+ * @IVPCI_DOORBELLS_SUPPRESSED: signals posted while the peer was awake
+ * @IVPCI_EVENTS_SENT: software events posted
+ * @IVPCI_EVENTS_RECEIVED: software events taken
+ * @IVPCI_BYTES_MOVED: bytes that move_data copied
+ * @IVPCI_DMB_ALLOC_FAILURES: DMBs that could not be had
+ * @IVPCI_POLLS: looks at the rings by the poller
+ * @IVPCI_POLL_HITS: those that found something
+ * @IVPCI_LINK_UPS: times that a link went up
+ * @IVPCI_LINK_DOWNS: times that a link went down
+ * @IVPCI_PEER_FAULTS: times that it did because of what the peer wrote
+ * @IVPCI_COUNTERS: how many counters there are
+ */
+enum ivpci_counter {
+	IVPCI_INTERRUPTS,
+	IVPCI_SIGNALS_SENT,
+	IVPCI_SIGNALS_COALESCED,
+	IVPCI_SIGNALS_RECEIVED,
+	IVPCI_DOORBELLS,
+	IVPCI_DOORBELLS_SUPPRESSED,
+	IVPCI_EVENTS_SENT,
+	IVPCI_EVENTS_RECEIVED,
+	IVPCI_BYTES_MOVED,
+	IVPCI_DMB_ALLOC_FAILURES,
+	IVPCI_POLLS,
+	IVPCI_POLL_HITS,
+	IVPCI_LINK_UPS,
+	IVPCI_LINK_DOWNS,
+	IVPCI_PEER_FAULTS,
+	IVPCI_COUNTERS,
 };
 
-#define ivpci_count(iv, name, n) this_cpu_add((iv)->stats->name, (n))
+struct ivpci_stats {
+	u64 counter[IVPCI_COUNTERS];
+};
 
 /**
  * enum ivpci_state - the states of a link, see docs/window.md
@@ -197,6 +213,12 @@ struct ivpci {
 	struct dentry *debugfs;
 	struct ivpci_stats __percpu *stats;
 };
+
+static inline void ivpci_count(struct ivpci *iv, enum ivpci_counter counter,
+			       u64 n)
+{
+	this_cpu_add(iv->stats->counter[counter], n);
+}
 
 /* main.c */
 extern int ivpci_side;

@@ -105,7 +105,7 @@ static bool ivpci_open(struct ivpci_link *link)
 	if (!ivpci_claim(link))
 		return false;
 
-	s = kvzalloc(sizeof(*s), GFP_KERNEL);
+	s = vzalloc(sizeof(*s));
 	if (!s)
 		goto err_claim;
 	if (ivpci_dmbs_init(&s->dmbs, link->shift, link->side))
@@ -136,7 +136,7 @@ static bool ivpci_open(struct ivpci_link *link)
 err_dmbs:
 	ivpci_dmbs_exit(&s->dmbs);
 err_session:
-	kvfree(s);
+	vfree(s);
 err_claim:
 	ivpci_unclaim(link);
 	return false;
@@ -151,11 +151,12 @@ static void ivpci_close(struct ivpci_link *link)
 	spin_unlock_bh(&link->lock);
 
 	WRITE_ONCE(s->own->peer_epoch, 0);
+	/* release: all that we did in the window comes before */
 	smp_store_release(&s->own->epoch, 0);
 	ivpci_link_ring(link);
 	memunmap_pages(&s->pgmap);
 	ivpci_dmbs_exit(&s->dmbs);
-	kvfree(s);
+	vfree(s);
 	ivpci_unclaim(link);
 }
 
@@ -208,6 +209,7 @@ static void ivpci_begin(struct ivpci_link *link)
 		epoch = get_random_u32();
 	} while (!epoch || epoch == link->epoch);
 	link->epoch = epoch;
+	/* release: who sees the epoch sees the header */
 	smp_store_release(&s->own->epoch, cpu_to_le32(epoch));
 	ivpci_bit(link, iv->attaching, true);
 }
@@ -296,7 +298,7 @@ static void ivpci_go_up(struct ivpci_link *link)
 	if (pending)
 		ivpci_poll_kick(iv);
 
-	ivpci_count(iv, link_ups, 1);
+	ivpci_count(iv, IVPCI_LINK_UPS, 1);
 	dev_info(&iv->pdev->dev, "link %u: up, peer %pUb\n", link->index,
 		 &link->peer.gid);
 }
@@ -327,7 +329,7 @@ static void ivpci_go_down(struct ivpci_link *link)
 
 	link->not_before = jiffies +
 			   (READ_ONCE(link->faulty) ? IVPCI_PENANCE : 0);
-	ivpci_count(iv, link_downs, 1);
+	ivpci_count(iv, IVPCI_LINK_DOWNS, 1);
 	dev_info(&iv->pdev->dev, "link %u: down, peer %pUb\n", link->index,
 		 &link->peer.gid);
 	ivpci_tell_smc(link);
@@ -463,7 +465,7 @@ void ivpci_link_fault(struct ivpci_link *link, const char *why)
 	/* a peer that begins again clears its rings: that is no fault */
 	if (le32_to_cpu(READ_ONCE(link->s->peer->epoch)) == link->peer.epoch &&
 	    !xchg(&link->faulty, true)) {
-		ivpci_count(link->iv, peer_faults, 1);
+		ivpci_count(link->iv, IVPCI_PEER_FAULTS, 1);
 		dev_warn_ratelimited(&link->iv->pdev->dev,
 				     "link %u: the peer is at fault: %s\n",
 				     link->index, why);
@@ -499,7 +501,7 @@ void ivpci_link_ring(struct ivpci_link *link)
 	else
 		writel(READ_ONCE(link->peer.position) << 16 | vector,
 		       iv->bar0 + IVPCI_REG_DOORBELL);
-	ivpci_count(iv, doorbells, 1);
+	ivpci_count(iv, IVPCI_DOORBELLS, 1);
 }
 
 /**

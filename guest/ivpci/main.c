@@ -166,7 +166,7 @@ static int ivpci_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	struct ivpci *iv;
 	int ret;
 
-	iv = kvzalloc(sizeof(*iv), GFP_KERNEL);
+	iv = vzalloc(sizeof(*iv));
 	if (!iv)
 		return -ENOMEM;
 	iv->pdev = pdev;
@@ -249,7 +249,7 @@ err_disable:
 err_stats:
 	free_percpu(iv->stats);
 err_iv:
-	kvfree(iv);
+	vfree(iv);
 	return ret;
 }
 
@@ -270,7 +270,7 @@ static void ivpci_remove(struct pci_dev *pdev)
 	pci_disable_device(pdev);
 	free_percpu(iv->stats);
 	ida_destroy(&iv->idx);
-	kvfree(iv);
+	vfree(iv);
 }
 
 static const struct pci_device_id ivpci_ids[] = {

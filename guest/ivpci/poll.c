@@ -156,9 +156,9 @@ static unsigned int ivpci_drain_link(struct ivpci_link *link)
 				ivpci_handle_signal(link, signals[i]);
 			n += got;
 		}
-		ivpci_count(link->iv, signals_received, n);
+		ivpci_count(link->iv, IVPCI_SIGNALS_RECEIVED, n);
 		got = ivpci_drain_events(link);
-		ivpci_count(link->iv, events_received, got);
+		ivpci_count(link->iv, IVPCI_EVENTS_RECEIVED, got);
 		n += got;
 	}
 	if (le32_to_cpu(READ_ONCE(s->peer->epoch)) != link->peer.epoch ||
@@ -229,7 +229,7 @@ irqreturn_t ivpci_irq_doorbell(int irq, void *data)
 	bool kick = false;
 	unsigned int i, n;
 
-	ivpci_count(iv, interrupts, 1);
+	ivpci_count(iv, IVPCI_INTERRUPTS, 1);
 	spin_lock(&iv->dibs->lock);
 	for_each_set_bit(i, iv->attaching, iv->nlinks)
 		ivpci_link_kick(&iv->links[i]);
@@ -309,7 +309,7 @@ static bool ivpci_poll_once(struct ivpci *iv, u64 *activity)
 	*activity = iv->activity;
 	spin_unlock_irq(&iv->dibs->lock);
 	local_bh_enable(); /* runs SMC's tasklets */
-	ivpci_count(iv, polls, 1);
+	ivpci_count(iv, IVPCI_POLLS, 1);
 	return news;
 }
 
@@ -347,7 +347,7 @@ static void ivpci_poll_session(struct ivpci *iv)
 		}
 		cpu_relax();
 	}
-	ivpci_count(iv, poll_hits, hits);
+	ivpci_count(iv, IVPCI_POLL_HITS, hits);
 	/* the first success is what woke us */
 	ivpci_poll_adapt(iv, hits > 1);
 	ivpci_end_polling(iv, true);

@@ -38,6 +38,7 @@ bool ivpci_gid_valid(const uuid_t *gid)
 const char *ivpci_read_header(const struct ivpci_ctrl *peer, u32 shift,
 			      struct ivpci_header *hdr)
 {
+	/* acquire: the header is the epoch's */
 	hdr->epoch = le32_to_cpu(smp_load_acquire(&peer->epoch));
 	if (!hdr->epoch)
 		return "not attached";
@@ -115,6 +116,7 @@ int ivpci_signal_post(struct ivpci_tx *tx, u32 slot, u32 index)
 	tx->prod++;
 	tx->posted[slot] = tx->prod;
 	tx->index[slot] = index;
+	/* release: who sees the index sees the entry */
 	smp_store_release(&tx->own->signal_prod, cpu_to_le32((u32)tx->prod));
 
 	smp_mb(); /* signal_prod before signal_wake; pairs with ivpci_rx_arm() */
@@ -139,9 +141,9 @@ int ivpci_event_post(struct ivpci_tx *tx, u32 code, u64 info)
 						     IVPCI_EVENTS];
 	u32 used;
 
+	used = tx->event_prod;
 	/* acquire: the entry was read before it is used again */
-	used = tx->event_prod -
-	       le32_to_cpu(smp_load_acquire(&tx->peer->event_cons));
+	used -= le32_to_cpu(smp_load_acquire(&tx->peer->event_cons));
 	if (used > IVPCI_EVENTS)
 		return -EPROTO;
 	if (used == IVPCI_EVENTS)
@@ -150,6 +152,7 @@ int ivpci_event_post(struct ivpci_tx *tx, u32 code, u64 info)
 	WRITE_ONCE(event->code, cpu_to_le32(code));
 	WRITE_ONCE(event->info, cpu_to_le64(info));
 	tx->event_prod++;
+	/* release: who sees the index sees the entry */
 	smp_store_release(&tx->own->event_prod, cpu_to_le32(tx->event_prod));
 	return 0;
 }
@@ -183,6 +186,7 @@ int ivpci_signal_take(struct ivpci_rx *rx, u32 *signals, u32 max)
 {
 	u32 n, i;
 
+	/* acquire: the entries are the index's */
 	n = le32_to_cpu(smp_load_acquire(&rx->peer->signal_prod)) - rx->cons;
 	if (!n)
 		return 0;
@@ -216,8 +220,9 @@ int ivpci_event_take(struct ivpci_rx *rx, u32 *code, u64 *info)
 							    IVPCI_EVENTS];
 	u32 n;
 
-	n = le32_to_cpu(smp_load_acquire(&rx->peer->event_prod)) -
-	    rx->event_cons;
+	/* acquire: the entry is the index's */
+	n = le32_to_cpu(smp_load_acquire(&rx->peer->event_prod));
+	n -= rx->event_cons;
 	if (!n)
 		return 0;
 	if (n > IVPCI_EVENTS)
@@ -225,6 +230,7 @@ int ivpci_event_take(struct ivpci_rx *rx, u32 *code, u64 *info)
 	*code = le32_to_cpu(READ_ONCE(event->code));
 	*info = le64_to_cpu(READ_ONCE(event->info));
 	rx->event_cons++;
+	/* release: the entry was read before it is used again */
 	smp_store_release(&rx->own->event_cons, cpu_to_le32(rx->event_cons));
 	return 1;
 }
