@@ -65,7 +65,8 @@ cp "$build/module/ivpci_test.ko" "$build/root/"
 	cpio --quiet -o -H newc) >"$build/initrd.cpio"
 
 timeout "${TIMEOUT:-300}" "$build/um/linux" mem=256M con=null con0=fd:0,fd:1 \
-	initrd="$build/initrd.cpio" loglevel=8 </dev/null \
+	initrd="$build/initrd.cpio" loglevel=8 kunit.enable=1 \
+	kunit.autorun=1 </dev/null \
 	>"$build/console.log" 2>&1 || true
 sed -n 's/^\(\[[ 0-9.]*\] \)\?//; /^KTAP/,/^\(not \)\?ok /p' \
 	"$build/console.log" >"$build/ktap.log"
