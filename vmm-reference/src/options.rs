@@ -36,7 +36,7 @@ pub struct Options {
     /// Memory: size=N, with K, M or G
     #[arg(long, value_name = "size=N", default_value = "size=512M")]
     pub memory: Memory,
-    /// A network device on a tap: tap=NAME[,mac=ADDRESS][,vhost=on|off]
+    /// A network device on a tap: tap=NAME, and if need be mac=ADDRESS and vhost=on|off
     #[arg(long, value_name = "tap=NAME,...", num_args = 1..)]
     pub net: Vec<Net>,
     /// The serial port: off, tty or file=PATH

@@ -30,6 +30,12 @@ impl Tap {
         })
     }
 
+    /// What is no tap, but passes packets as well.
+    #[cfg(test)]
+    pub fn fake(file: File) -> Self {
+        Tap { file }
+    }
+
     fn try_open(name: &str) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)

@@ -326,3 +326,186 @@ fn signal(queue: &mut Queue, memory: &GuestMemoryMmap, call: &EventFd) -> Result
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixDatagram;
+
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+
+    const RINGS: [u64; QUEUES] = [0x1000, 0x5000];
+    const AVAIL: u64 = 0x1000;
+    const USED: u64 = 0x2000;
+    const BUFFERS: u64 = 0x10000;
+    const WRITABLE: u16 = 2;
+
+    /// A driver with two queues of 16 descriptors, and the other end of the tap.
+    struct Driver {
+        shared: Shared,
+        active: Active,
+        wire: UnixDatagram,
+        offered: u16,
+    }
+
+    impl Driver {
+        fn new(mergeable: bool) -> Self {
+            let (wire, tap) = UnixDatagram::pair().unwrap();
+            tap.set_nonblocking(true).unwrap();
+            let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();
+            let ranges = [(GuestAddress(0), 1 << 20)];
+            let shared = Shared {
+                state: Mutex::new(State::Stopped),
+                changed: eventfd(),
+                kicks: Arc::new([eventfd(), eventfd()]),
+                tap: Arc::new(Tap::fake(File::from(OwnedFd::from(tap)))),
+                memory: Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap()),
+            };
+            let queues = RINGS.map(|ring| {
+                let mut queue = Queue::new(16).unwrap();
+                queue.set_desc_table_address(Some(ring as u32), None);
+                queue.set_avail_ring_address(Some((ring + AVAIL) as u32), None);
+                queue.set_used_ring_address(Some((ring + USED) as u32), None);
+                queue.set_event_idx(true);
+                queue.set_ready(true);
+                queue
+            });
+            let active = Active {
+                queues,
+                calls: [eventfd(), eventfd()],
+                mergeable,
+            };
+            Driver {
+                shared,
+                active,
+                wire,
+                offered: 0,
+            }
+        }
+
+        /// Offers the next buffer of `length` bytes; returns its address.
+        fn offer(&mut self, queue: usize, length: u32, flags: u16) -> u64 {
+            let (memory, ring) = (&self.shared.memory, RINGS[queue]);
+            let index = u64::from(self.offered);
+            let address = BUFFERS + index * 0x4000;
+            let descriptor = ring + index * 16;
+            memory.write_obj(address, GuestAddress(descriptor)).unwrap();
+            memory
+                .write_obj(length, GuestAddress(descriptor + 8))
+                .unwrap();
+            memory
+                .write_obj(flags, GuestAddress(descriptor + 12))
+                .unwrap();
+            memory
+                .write_obj(self.offered, GuestAddress(ring + AVAIL + 4 + index * 2))
+                .unwrap();
+            self.offered += 1;
+            memory
+                .write_obj(self.offered, GuestAddress(ring + AVAIL + 2))
+                .unwrap();
+            address
+        }
+
+        /// Lengths of the buffers that came back.
+        fn used(&self, queue: usize) -> Vec<u32> {
+            let used = RINGS[queue] + USED;
+            let count: u16 = self.shared.memory.read_obj(GuestAddress(used + 2)).unwrap();
+            (0..u64::from(count))
+                .map(|n| {
+                    self.shared
+                        .memory
+                        .read_obj(GuestAddress(used + 4 + n * 8 + 4))
+                        .unwrap()
+                })
+                .collect()
+        }
+
+        fn bytes(&self, address: u64, length: usize) -> Vec<u8> {
+            let mut bytes = vec![0; length];
+            self.shared
+                .memory
+                .read_slice(&mut bytes, GuestAddress(address))
+                .unwrap();
+            bytes
+        }
+    }
+
+    #[test]
+    fn a_large_packet_waits_for_enough_buffers() {
+        let mut driver = Driver::new(true);
+        let packet: Vec<u8> = (0..3000).map(|n| n as u8).collect();
+        driver.wire.send(&packet).unwrap();
+        let first = driver.offer(RX, 1536, WRITABLE);
+        let mut worker = Worker::new(&driver.shared).unwrap();
+        assert!(
+            !worker.work(&mut driver.active, true, false).unwrap(),
+            "one is not enough"
+        );
+        let waiting = worker.waiting;
+        assert_eq!(waiting, Some(3000));
+        let packet_so_far = std::mem::take(&mut worker.packet);
+        drop(worker);
+        assert!(driver.used(RX).is_empty());
+
+        let second = driver.offer(RX, 1536, WRITABLE);
+        let mut worker = Worker::new(&driver.shared).unwrap();
+        (worker.waiting, worker.packet) = (waiting, packet_so_far);
+        assert!(
+            !worker.work(&mut driver.active, true, false).unwrap(),
+            "no buffer is left"
+        );
+        drop(worker);
+        assert_eq!(driver.used(RX), [1536, 3000 - 1536]);
+        let mut expected = packet;
+        expected[NUM_BUFFERS..HEADER].copy_from_slice(&[2, 0]);
+        assert_eq!(driver.bytes(first, 1536), expected[..1536]);
+        assert_eq!(driver.bytes(second, 3000 - 1536), expected[1536..]);
+        assert_eq!(driver.active.calls[RX].read().unwrap(), 1);
+    }
+
+    #[test]
+    fn without_mergeable_buffers_a_packet_that_does_not_fit_is_lost() {
+        let mut driver = Driver::new(false);
+        driver.wire.send(&[1; 2000]).unwrap();
+        driver.wire.send(&[2; 100]).unwrap();
+        driver.offer(RX, 1536, WRITABLE);
+        driver.offer(RX, 1536, WRITABLE);
+        let mut worker = Worker::new(&driver.shared).unwrap();
+        assert!(
+            worker.work(&mut driver.active, true, false).unwrap(),
+            "one buffer is left"
+        );
+        drop(worker);
+        assert_eq!(driver.used(RX), [100]);
+    }
+
+    #[test]
+    fn what_the_guest_sends_is_on_the_wire() {
+        let mut driver = Driver::new(true);
+        let address = driver.offer(TX, 200, 0);
+        driver
+            .shared
+            .memory
+            .write_slice(&[7; 200], GuestAddress(address))
+            .unwrap();
+        driver.offer(TX, HEADER as u32 - 1, 0);
+        let mut worker = Worker::new(&driver.shared).unwrap();
+        worker.work(&mut driver.active, false, true).unwrap();
+        drop(worker);
+        let mut packet = [0; 300];
+        assert_eq!(driver.wire.recv(&mut packet).unwrap(), 200);
+        assert_eq!(packet[..200], [7; 200]);
+        assert_eq!(driver.used(TX), [0, 0], "what is no packet comes back, too");
+    }
+
+    #[test]
+    fn buffers_outside_of_memory_are_an_error() {
+        let mut driver = Driver::new(true);
+        driver.offer(TX, 1 << 30, 0);
+        let mut worker = Worker::new(&driver.shared).unwrap();
+        assert!(worker.work(&mut driver.active, false, true).is_err());
+    }
+}
