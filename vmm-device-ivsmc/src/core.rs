@@ -210,6 +210,10 @@ impl Core {
             .placed(bar)
             .ok_or(io::ErrorKind::InvalidInput)?;
         state.config_space.place(bar, address);
+        if state.config_space.placed(bar) != Some(address) {
+            state.config_space.place(bar, old);
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         match bar {
             REGISTERS => {
                 for link in 0..state.wirings.len() {
@@ -519,14 +523,12 @@ impl State {
     }
 
     fn place_window(&mut self, host: &dyn Host, link: usize) -> io::Result<()> {
-        let address = self.placed(WINDOWS);
-        if let (Some(wiring), Some(address)) = (&mut self.wirings[link], address) {
-            wiring.map(
-                host,
-                address + ((link as u64) << self.registers.window_shift),
-            )?;
+        let offset = (link as u64) << self.registers.window_shift;
+        let address = self.placed(WINDOWS).map(|bar| bar + offset);
+        match &mut self.wirings[link] {
+            Some(wiring) => wiring.map(host, address),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn place_windows(&mut self, host: &dyn Host) -> io::Result<()> {
@@ -535,10 +537,10 @@ impl State {
 
     fn place_bells(&mut self, host: &dyn Host, link: usize) -> io::Result<()> {
         let address = self.placed(REGISTERS);
-        if let (Some(wiring), Some(address)) = (&mut self.wirings[link], address) {
-            wiring.place_bells(host, address)?;
+        match &mut self.wirings[link] {
+            Some(wiring) => wiring.place_bells(host, address),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// The peer of a link that is up is gone.

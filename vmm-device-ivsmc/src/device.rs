@@ -49,6 +49,30 @@ pub struct Device {
 }
 
 impl Device {
+    /// The system calls that the guest's accesses make (the methods from `config_read` to `bar_write`), for a seccomp
+    /// filter of vCPU threads: those of the device, of the allocator, and of a [`Host`] that does what it must with
+    /// ioctls. What else the host and the logger make has to be added.
+    pub const SYSCALLS: &'static [i64] = &[
+        // Interrupt lines are looked at, emptied and signalled; the fabric thread is woken.
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_poll,
+        libc::SYS_ppoll,
+        libc::SYS_preadv2,
+        libc::SYS_write,
+        // The host's: KVM_SET_USER_MEMORY_REGION, KVM_IOEVENTFD, KVM_IRQFD, KVM_SET_GSI_ROUTING.
+        libc::SYS_ioctl,
+        // A link that has no doorbells any more after a BAR moved is ended.
+        libc::SYS_close,
+        libc::SYS_munmap,
+        // The lock, the allocator.
+        libc::SYS_futex,
+        libc::SYS_brk,
+        libc::SYS_mmap,
+        libc::SYS_mremap,
+        libc::SYS_mprotect,
+        libc::SYS_madvise,
+    ];
+
     /// Makes a device that listens on the configuration's path, and its fabric, for which the VMM starts
     /// a thread that calls [`Fabric::run`]. With `state` it is a device as it was when that was taken, but that its
     /// links come up anew; the VMM then finds the BARs' addresses with [`bar_address`](Self::bar_address) and places
@@ -110,7 +134,8 @@ impl Device {
     /// move along. A BAR at address 0 is nowhere.
     ///
     /// # Errors
-    /// When there is no such BAR, or the VMM cannot map windows there; the BAR then stays where it was.
+    /// When there is no such BAR, it cannot have this address (too high, or no multiple of its size), or the VMM
+    /// cannot map windows there; the BAR then stays where it was.
     pub fn move_bar(&self, bar: usize, address: u64) -> io::Result<()> {
         self.core.move_bar(bar, address)
     }

@@ -61,16 +61,18 @@ impl Wiring {
         self.classic
     }
 
-    /// Puts the window at a guest address.
-    pub fn map(&mut self, host: &dyn Host, address: u64) -> io::Result<()> {
+    /// Puts the window at a guest address, or nowhere.
+    pub fn map(&mut self, host: &dyn Host, address: Option<u64>) -> io::Result<()> {
         self.unmap(host)?;
-        host.map_window(self.link, address, &self.window)?;
-        self.mapped = Some(address);
+        if let Some(address) = address {
+            host.map_window(self.link, address, &self.window)?;
+        }
+        self.mapped = address;
         Ok(())
     }
 
     /// Takes the window out of the guest.
-    pub fn unmap(&mut self, host: &dyn Host) -> io::Result<()> {
+    fn unmap(&mut self, host: &dyn Host) -> io::Result<()> {
         if let Some(address) = self.mapped {
             host.unmap_window(self.link, address, &self.window)?;
             self.mapped = None;
@@ -78,9 +80,10 @@ impl Wiring {
         Ok(())
     }
 
-    /// Puts the doorbells into BAR0, which is at `bar`, and nowhere else.
-    pub fn place_bells(&mut self, host: &dyn Host, bar: u64) -> io::Result<()> {
+    /// Puts the doorbells into BAR0, which is at `bar` or nowhere.
+    pub fn place_bells(&mut self, host: &dyn Host, bar: Option<u64>) -> io::Result<()> {
         self.remove_bells(host)?;
+        let Some(bar) = bar else { return Ok(()) };
         for n in 0..self.bells.len() {
             self.place_bell(host, bar + doorbell(self.link, n), None, n)?;
         }

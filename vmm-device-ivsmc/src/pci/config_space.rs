@@ -223,13 +223,15 @@ impl ConfigSpace {
             .map(|bar| bar.placed)
     }
 
-    /// The BAR has been placed at `address`: its registers say so, and so does [`placed`](Self::placed).
+    /// The BAR has been placed at `address`: its registers say so, and so does [`placed`](Self::placed), both less
+    /// the bits that an address of this BAR cannot have.
     pub fn place(&mut self, bar: usize, address: u64) {
-        let Some(found) = self.bars.iter_mut().find(|each| each.spec.index == bar) else {
+        let Some(n) = self.bars.iter().position(|each| each.spec.index == bar) else {
             return;
         };
-        found.placed = address;
+        self.bars[n].placed = address;
         self.keep(bar);
+        self.bars[n].placed = self.address(self.bars[n].spec);
     }
 
     /// The BAR stays where it is, whatever the guest wrote: its registers say so again.
@@ -380,6 +382,8 @@ mod tests {
         space.place(0, 0xd000_0000);
         space.keep(2);
         assert_eq!(space.read(7), 0x10);
+        space.place(0, 0x12_d000_0234);
+        assert_eq!(space.placed(0), Some(0xd000_0000), "no other address fits");
         assert!(write(&mut space, 4, 2).is_empty());
         assert_eq!(write(&mut space, 0x10, 0xe000_1234)[0].new, 0xe000_0000);
     }

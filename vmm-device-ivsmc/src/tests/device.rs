@@ -133,7 +133,9 @@ proptest! {
             Device::new(options(folder.path(), "a", &[]), host.clone(), None).unwrap();
         for (bar, offset, mut data) in accesses {
             if bar == 4 {
-                device.config_write(offset as usize % 70, data.len() % 5, &data);
+                for each in device.config_write(offset as usize % 70, data.len() % 5, &data) {
+                    prop_assert!(device.move_bar(each.bar, each.new).is_ok());
+                }
                 device.config_read(offset as usize);
             } else {
                 device.bar_write(bar, offset, &data);

@@ -321,6 +321,16 @@ fn windows_and_doorbells_move_with_their_bars() {
     a.host.fail_windows(false);
     a.device.move_bar(2, BAR2).unwrap();
     assert_eq!(a.host.windows(), [(BAR2, WINDOW, 0)]);
+    assert!(
+        a.device.move_bar(2, BAR2 + WINDOW).is_err(),
+        "no multiple of its size"
+    );
+    assert!(a.device.move_bar(0, 1 << 32).is_err(), "too high");
+    assert!(a.device.move_bar(3, BAR2).is_err(), "no such BAR");
+    a.device.move_bar(2, 0).unwrap();
+    assert!(a.host.windows().is_empty(), "the BAR is nowhere");
+    a.device.move_bar(2, BAR2).unwrap();
+    assert_eq!(a.host.windows(), [(BAR2, WINDOW, 0)]);
     // A guest that turns decoding on after writing the BAR's registers wants it moved.
     a.device
         .config_write(0x10 / 4, 0, &0xd000_0000u32.to_le_bytes());

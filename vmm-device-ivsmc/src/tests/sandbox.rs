@@ -9,22 +9,35 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use super::*;
 use crate::Fabric;
 
-/// Starts a VM whose fabric thread ends the process when it makes any other system call.
+/// From now on this thread ends the process when it makes any other system call.
+fn confine(syscalls: &[i64]) {
+    let of_the_test = [
+        // The fake VMM copies descriptors and looks up what they are, which a real one leaves to KVM.
+        libc::SYS_fcntl,
+        libc::SYS_readlink,
+        libc::SYS_readlinkat,
+        // The thread ends.
+        libc::SYS_exit,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_sigaltstack,
+    ];
+    let listed = syscalls.iter().chain(&of_the_test);
+    let rules = listed.map(|&syscall| (syscall, Vec::new())).collect();
+    let actions = (SeccompAction::KillProcess, SeccompAction::Allow);
+    let filter = SeccompFilter::new(rules, actions.0, actions.1, TargetArch::x86_64).unwrap();
+    let program: BpfProgram = filter.try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
+/// Starts a VM whose fabric thread is confined.
 fn start_confined(config: Config) -> Vm {
     let host = FakeHost::new();
     let (device, fabric) = Device::new(config, host.clone(), None).unwrap();
     for (bar, address) in [BAR0, BAR1, BAR2].into_iter().enumerate() {
         device.move_bar(bar, address).unwrap();
     }
-    // The fake VMM looks up what its descriptors are, which a real one leaves to KVM.
-    let of_the_fake = [libc::SYS_readlink, libc::SYS_readlinkat];
-    let listed = Fabric::SYSCALLS.iter().chain(&of_the_fake);
-    let rules = listed.map(|&syscall| (syscall, Vec::new())).collect();
-    let actions = (SeccompAction::KillProcess, SeccompAction::Allow);
-    let filter = SeccompFilter::new(rules, actions.0, actions.1, TargetArch::x86_64).unwrap();
-    let program: BpfProgram = filter.try_into().unwrap();
     let thread = Some(std::thread::spawn(move || {
-        seccompiler::apply_filter(&program).unwrap();
+        confine(Fabric::SYSCALLS);
         fabric.run();
     }));
     Vm {
@@ -32,6 +45,19 @@ fn start_confined(config: Config) -> Vm {
         host,
         thread,
     }
+}
+
+/// What a guest does, on a thread that is confined as a vCPU's.
+fn guest(vm: &Vm) {
+    vm.enable_msix();
+    vm.write_bar(1, 12, 1);
+    vm.device.config_read(0);
+    vm.read_bar(1, 0x800);
+    vm.write_bar(1, 12, 0);
+    vm.device.move_bar(0, BAR0 + 0x8000).unwrap();
+    vm.device.move_bar(2, 2 * BAR2).unwrap();
+    vm.claim(0);
+    vm.let_go(0);
 }
 
 #[test]
@@ -66,6 +92,12 @@ fn a_life_in_the_sandbox() {
         a.let_go(link);
         eventually("let go", || a.link_state(link) != LOST);
     }
+    eventually("up", || a.link_state(0) == UP);
+    let confined_guest = || {
+        confine(Device::SYSCALLS);
+        guest(&a);
+    };
+    std::thread::scope(|scope| scope.spawn(confined_guest).join()).unwrap();
     let silent = crate::socket::Socket::connect(&folder.path().join("b")).unwrap();
     let b_counters = || b.device.counters();
     eventually("timed out", || b_counters().handshakes_timed_out > 0);
