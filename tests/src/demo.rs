@@ -15,8 +15,9 @@ use serde::Serialize;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-/// sockperf's port, and those of redis over TCP and over SMC.
-const PORT: u16 = 11111;
+/// sockperf's first port; every server gets its own, because a port is not free at once after use.
+const FIRST_PORT: u16 = 11111;
+/// redis' ports over TCP and over SMC.
 const REDIS_TCP: u16 = 6379;
 const REDIS_SMC: u16 = 6380;
 /// Bytes of a message of the latency test.
@@ -141,13 +142,15 @@ pub fn run(lab: &Lab) -> Result<()> {
 
 fn measure(lab: &Lab, pair: &mut Pair, step: &dyn Fn(&str)) -> Result<(Table, String)> {
     let mut samples = TRANSPORTS.map(|_| Samples::default());
+    let mut ports = FIRST_PORT..;
     for round in 1..=ROUNDS {
         for (transport, samples) in TRANSPORTS.into_iter().zip(&mut samples) {
             step(&format!("round {round} of {ROUNDS}: {}", transport.words()));
             if let Some(mode) = transport.mode() {
                 pair.set_mode(mode)?;
             }
-            sample(pair, transport, samples)?;
+            let port = ports.next().context("no port is left")?;
+            sample(pair, transport, port, samples)?;
         }
     }
     for (transport, samples) in TRANSPORTS.into_iter().zip(&samples) {
@@ -183,18 +186,19 @@ fn measure(lab: &Lab, pair: &mut Pair, step: &dyn Fn(&str)) -> Result<(Table, St
 }
 
 /// One measurement of latency and one of throughput.
-fn sample(pair: &mut Pair, transport: Transport, samples: &mut Samples) -> Result<()> {
+fn sample(pair: &mut Pair, transport: Transport, port: u16, samples: &mut Samples) -> Result<()> {
     let server = start_server(
         &mut pair.a,
         &program(
             transport.is_smc(),
-            &format!("sockperf server --tcp -p {PORT}"),
+            &format!("sockperf server --tcp -p {port}"),
         ),
-        PORT,
+        port,
     )?;
     let output = client(
         pair,
         transport,
+        port,
         samples,
         &format!("ping-pong -m {LATENCY_MESSAGE}"),
     )?;
@@ -204,6 +208,7 @@ fn sample(pair: &mut Pair, transport: Transport, samples: &mut Samples) -> Resul
     let output = client(
         pair,
         transport,
+        port,
         samples,
         &format!("throughput -m {THROUGHPUT_MESSAGE}"),
     )?;
@@ -220,16 +225,17 @@ fn sample(pair: &mut Pair, transport: Transport, samples: &mut Samples) -> Resul
 fn client(
     pair: &mut Pair,
     transport: Transport,
+    port: u16,
     samples: &mut Samples,
     what: &str,
 ) -> Result<String> {
     let address = pair.a.address();
     let line = format!(
-        "sockperf {what} --tcp -i {address} -p {PORT} -t {SECONDS} --pre-warmup-wait {IDLE}"
+        "sockperf {what} --tcp -i {address} -p {port} -t {SECONDS} --pre-warmup-wait {IDLE}"
     );
     let id = pair.b.agent().spawn(&program(transport.is_smc(), &line))?;
     if transport.is_smc() {
-        match proof(pair)? {
+        match proof(pair, port)? {
             Proof::SmcD => samples.smcd += 1,
             Proof::FellBack(reason) => samples.fallbacks.push(reason),
         }
@@ -249,7 +255,7 @@ enum Proof {
 }
 
 /// Waits for sockperf's connection and says what SMC's diagnosis has on both sides.
-fn proof(pair: &mut Pair) -> Result<Proof> {
+fn proof(pair: &mut Pair, port: u16) -> Result<Proof> {
     let start = Instant::now();
     loop {
         let there = pair
@@ -257,14 +263,14 @@ fn proof(pair: &mut Pair) -> Result<Proof> {
             .status()?
             .connections
             .into_iter()
-            .find(|c| c.peer_port == PORT && active(c));
+            .find(|c| c.peer_port == port && active(c));
         if let Some(there) = there {
             let here = pair
                 .a
                 .status()?
                 .connections
                 .into_iter()
-                .find(|c| c.local_port == PORT && c.peer_port == there.local_port && active(c));
+                .find(|c| c.local_port == port && c.peer_port == there.local_port && active(c));
             return match (&here, &there.mode) {
                 (
                     Some(Connection {

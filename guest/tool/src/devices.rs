@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 const GET_DEV_SMCD: u8 = 5;
 const DEVICE: u16 = 5;
 const USE_COUNT: u16 = 1;
-const CHID: u16 = 4;
 const PCI_ID: u16 = 7;
 const PORT: u16 = 8;
 const PORT_PNETID: u16 = 2;
@@ -18,8 +17,6 @@ const PORT_PNETID: u16 = 2;
 pub struct Device {
     /// PCI address, or what the kernel gives in its place.
     pub pci_id: String,
-    /// The fabric that the device is on.
-    pub chid: u16,
     /// Connections that use it.
     pub connections: u32,
     /// Physical network ID, if one is set.
@@ -41,16 +38,12 @@ pub fn list() -> Result<Vec<Device>, Error> {
 fn parse(nest: &[u8]) -> Result<Device, Error> {
     let mut device = Device {
         pci_id: String::new(),
-        chid: 0,
         connections: 0,
         pnetid: String::new(),
     };
     for attribute in netlink::attributes(nest) {
         match attribute? {
             (USE_COUNT, value) => device.connections = netlink::u32_at(value, 0).unwrap_or(0),
-            (CHID, value) => {
-                device.chid = netlink::array(value, 0).map_or(0, u16::from_ne_bytes);
-            }
             (PCI_ID, value) => device.pci_id = netlink::text(value),
             (PORT, value) => {
                 if let Some(pnetid) = netlink::attribute(value, PORT_PNETID)? {

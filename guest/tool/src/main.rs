@@ -104,8 +104,8 @@ fn print_status(status: &Status) {
     println!("SMC-D devices:");
     for device in &status.devices {
         println!(
-            "  {} chid {:#06x}, used by {} connections",
-            device.pci_id, device.chid, device.connections
+            "  {}, used by {} connections",
+            device.pci_id, device.connections
         );
     }
     if status.devices.is_empty() {

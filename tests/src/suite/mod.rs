@@ -10,7 +10,7 @@ use crate::guest::Mode;
 use crate::lab::Lab;
 use crate::pair::Pair;
 use anyhow::Result;
-use libtest_mimic::{Arguments, Conclusion, Trial};
+use libtest_mimic::{Arguments, ColorSetting, Conclusion, Trial};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the tests share.
@@ -96,6 +96,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     options::add(&mut suite);
     let arguments = Arguments {
         test_threads: Some(1),
+        color: Some(ColorSetting::Never),
         filter,
         ..Arguments::default()
     };
