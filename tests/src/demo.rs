@@ -342,6 +342,7 @@ fn redis(pair: &mut Pair) -> Result<String> {
             .filter(|fields| fields.len() > 1 && (fields[0] == "SET" || fields[0] == "GET"))
             .map(|fields| format!("{} {:>10}", fields[0], fields[1]))
             .collect();
+        ensure!(numbers.len() == 2, "`{client}` gave no result: {output}");
         let _ = writeln!(text, "  {name:<20}  {}", numbers.join("  "));
         pair.a.agent().kill(id, libc::SIGKILL)?;
         pair.a
