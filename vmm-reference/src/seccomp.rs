@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
-use vmm_device_ivsmc::Fabric;
+use vmm_device_ivsmc::{Device, Fabric};
 
 use crate::options::Seccomp;
 
@@ -57,15 +57,13 @@ const COMMON: &[i64] = &[
     libc::SYS_writev,
 ];
 
-/// Running a guest, and what its devices do when it writes their registers. ioctl's requests are not looked
-/// at, for a filter that looks at arguments would run at each exit; one that does not is run once.
+/// Running a guest, and what virtio-net does when it writes its registers. ioctl's requests are not looked at,
+/// for a filter that looks at arguments would run at each exit; one that does not is run once.
 const VCPU: &[i64] = &[
     libc::SYS_dup,
     libc::SYS_eventfd2,
     libc::SYS_fcntl,
     libc::SYS_ioctl,
-    libc::SYS_poll,
-    libc::SYS_preadv2,
 ];
 
 /// Waiting for events.
@@ -76,17 +74,12 @@ const EPOLL: &[i64] = &[
     libc::SYS_epoll_wait,
 ];
 
-/// What the main thread does besides, and has to leave to its children.
+/// What the main thread does besides: it builds VMs. (What its children do has to be permitted to it, too.)
 const MAIN: &[i64] = &[
     libc::SYS_bind,
-    libc::SYS_chmod,
     libc::SYS_clone,
     libc::SYS_clone3,
-    libc::SYS_dup,
-    libc::SYS_eventfd2,
-    libc::SYS_fcntl,
     libc::SYS_fstat,
-    libc::SYS_ioctl,
     libc::SYS_listen,
     libc::SYS_lseek,
     libc::SYS_newfstatat,
@@ -101,8 +94,8 @@ const MAIN: &[i64] = &[
 impl Thread {
     fn syscalls(self) -> Vec<i64> {
         let own: &[&[i64]] = match self {
-            Thread::Main => &[MAIN, EPOLL, Fabric::SYSCALLS],
-            Thread::Vcpu => &[VCPU],
+            Thread::Main => &[MAIN, VCPU, EPOLL, Device::SYSCALLS, Fabric::SYSCALLS],
+            Thread::Vcpu => &[VCPU, Device::SYSCALLS],
             Thread::Net => &[EPOLL],
             Thread::Fabric => &[Fabric::SYSCALLS],
         };
