@@ -213,6 +213,8 @@ static int ivpci_move_data(struct dibs_dev *dibs, u64 dmb_tok,
 		ivpci_link_released(link);
 	if (!rc)
 		ivpci_count(iv, IVPCI_BYTES_MOVED, size);
+	if (sf && READ_ONCE(iv->sender) != raw_smp_processor_id())
+		WRITE_ONCE(iv->sender, raw_smp_processor_id());
 	return rc;
 }
 

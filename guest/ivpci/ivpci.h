@@ -177,6 +177,7 @@ struct ivpci_link {
  * @activity: signals and events taken; under dibs->lock
  * @poll_ns: how long to poll without success
  * @asleep_since: when @poller went to sleep
+ * @sender: the CPU on which SMC last sent something
  * @debugfs: folder
  * @stats: counters
  */
@@ -210,6 +211,7 @@ struct ivpci {
 	u64 activity;
 	u64 poll_ns;
 	u64 asleep_since;
+	int sender;
 	struct dentry *debugfs;
 	struct ivpci_stats __percpu *stats;
 };

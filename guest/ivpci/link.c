@@ -591,6 +591,7 @@ void ivpci_links_exit(struct ivpci *iv)
 {
 	unsigned int i;
 
+	cancel_work_sync(&iv->scan);
 	for (i = 0; i < iv->nlinks; i++)
 		cancel_delayed_work_sync(&iv->links[i].work);
 	destroy_workqueue(iv->wq);

@@ -23,6 +23,8 @@ int ivpci_side = -1;
 module_param_named(side, ivpci_side, int, 0444);
 MODULE_PARM_DESC(side, "On ivshmem: which side of the window we are, 0 or 1 (default -1: the lowest bit of IVPosition)");
 
+static struct lock_class_key ivpci_dibs_lock;
+
 /* Find ivsmc's registers; iv->regs stays NULL if this is plain ivshmem. */
 static int ivpci_find_ivsmc(struct ivpci *iv)
 {
@@ -201,6 +203,8 @@ static int ivpci_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	dibs = dibs_dev_alloc();
 	if (!dibs)
 		goto err_bar0;
+	/* dibs_loopback takes its lock with interrupts on, we take ours in them */
+	lockdep_set_class(&dibs->lock, &ivpci_dibs_lock);
 	iv->dibs = dibs;
 	dibs->drv_priv = iv;
 	dibs->ops = ivpci_dibs_ops(nocopy);
@@ -232,6 +236,7 @@ static int ivpci_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	return 0;
 
 err_irqs:
+	ivpci_links_stop(iv); /* an interrupt may have started them */
 	ivpci_irqs_off(iv);
 err_poll:
 	pci_clear_master(pdev);

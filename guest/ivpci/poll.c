@@ -20,6 +20,20 @@
 
 #define IVPCI_BATCH		64
 #define IVPCI_EVENTS_PER_SEC	512
+#define IVPCI_STRAY_HITS	16
+#define IVPCI_STRAY_REST	max(HZ / 50, 1)
+
+/**
+ * struct ivpci_stray - does the poller poll on the wrong CPU?
+ * @cpu: where the sender was when something was last found
+ * @hits: how often in a row it was there, and not here
+ * @moved: when the poller last followed it (jiffies)
+ */
+struct ivpci_stray {
+	int cpu;
+	unsigned int hits;
+	unsigned long moved;
+};
 
 static unsigned int poll_us = 100;
 module_param(poll_us, uint, 0644);
@@ -298,48 +312,74 @@ static void ivpci_end_polling(struct ivpci *iv, bool sleep)
 	local_bh_enable();
 }
 
-static bool ivpci_poll_once(struct ivpci *iv, u64 *activity)
+static bool ivpci_poll_once(struct ivpci *iv)
 {
-	bool news;
+	unsigned int n;
 
 	local_bh_disable();
 	spin_lock_irq(&iv->dibs->lock);
-	ivpci_drain(iv);
-	news = *activity != iv->activity;
-	*activity = iv->activity;
+	n = ivpci_drain(iv);
 	spin_unlock_irq(&iv->dibs->lock);
 	local_bh_enable(); /* runs SMC's tasklets */
 	ivpci_count(iv, IVPCI_POLLS, 1);
-	return news;
+	return n;
+}
+
+/*
+ * Whoever sends is about to wait for an answer, most likely: the CPU to poll on
+ * is the one that it leaves idle, so that it is woken without an interrupt to
+ * another CPU. Follow it when it has stayed somewhere else for a while.
+ */
+static bool ivpci_should_move(struct ivpci *iv, struct ivpci_stray *stray)
+{
+	int cpu = READ_ONCE(iv->sender);
+
+	if (cpu == raw_smp_processor_id() || cpu != stray->cpu) {
+		stray->cpu = cpu;
+		stray->hits = 0;
+		return false;
+	}
+	return ++stray->hits >= IVPCI_STRAY_HITS &&
+	       time_after(jiffies, stray->moved + IVPCI_STRAY_REST);
 }
 
 /*
  * Poll until nothing has come for poll_ns of our own running time. Preemption
  * is off as long as the doorbells are: who is not running cannot poll.
  */
-static void ivpci_poll_session(struct ivpci *iv)
+static void ivpci_poll_session(struct ivpci *iv, struct ivpci_stray *stray)
 {
 	u64 activity = 0, idle = 0, hits = 0, now, last;
+	bool move = false;
 
 	preempt_disable();
 	ivpci_begin_polling(iv);
 	last = local_clock();
 	while (!kthread_should_stop()) {
-		bool news = ivpci_poll_once(iv, &activity);
-
 		now = local_clock();
-		if (news) {
+		if (ivpci_poll_once(iv)) {
 			idle = 0;
 			hits++;
+			move = ivpci_should_move(iv, stray);
+		} else if (activity != READ_ONCE(iv->activity)) {
+			/* interrupts found something while we were away */
+			activity = READ_ONCE(iv->activity);
+			idle = 0;
 		} else {
 			idle += now - last;
 			if (idle > READ_ONCE(iv->poll_ns))
 				break;
 		}
 		last = now;
-		if (ivpci_others_want_cpu()) {
+		if (move || ivpci_others_want_cpu()) {
 			ivpci_end_polling(iv, false);
 			preempt_enable();
+			if (move) {
+				set_cpus_allowed_ptr(current,
+						     cpumask_of(stray->cpu));
+				stray->moved = jiffies;
+				move = false;
+			}
 			schedule();
 			preempt_disable();
 			ivpci_begin_polling(iv);
@@ -348,14 +388,14 @@ static void ivpci_poll_session(struct ivpci *iv)
 		cpu_relax();
 	}
 	ivpci_count(iv, IVPCI_POLL_HITS, hits);
-	/* the first success is what woke us */
-	ivpci_poll_adapt(iv, hits > 1);
+	ivpci_poll_adapt(iv, hits);
 	ivpci_end_polling(iv, true);
 	preempt_enable();
 }
 
 static int ivpci_poller(void *data)
 {
+	struct ivpci_stray stray = { .cpu = -1, .moved = jiffies };
 	struct ivpci *iv = data;
 
 	for (;;) {
@@ -364,7 +404,7 @@ static int ivpci_poller(void *data)
 			break;
 		if (xchg(&iv->handover, false)) {
 			__set_current_state(TASK_RUNNING);
-			ivpci_poll_session(iv);
+			ivpci_poll_session(iv, &stray);
 			cond_resched();
 		} else {
 			schedule();
