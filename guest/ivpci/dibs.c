@@ -197,7 +197,7 @@ static int ivpci_move_data(struct dibs_dev *dibs, u64 dmb_tok,
 		return -EINVAL;
 
 	/* what SMC stored in an attached DMB comes before what we store */
-	smp_wmb();
+	virt_wmb();
 	if ((u64)offset + size > remote->len)
 		rc = -EINVAL;
 	else

@@ -103,7 +103,7 @@ static void ivpci_dmb_reclaim(struct ivpci_dmbs *dmbs, u32 slot)
 	struct ivpci_dmb *dmb = &dmbs->slot[slot];
 
 	/* acquire: the peer's stores to the DMB come before */
-	if (dmb->token && le64_to_cpu(smp_load_acquire(attached)) == dmb->token)
+	if (dmb->token && le64_to_cpu(virt_load_acquire(attached)) == dmb->token)
 		return;
 	if (dmbs->busy && dmbs->busy(dmbs, dmb))
 		return;
@@ -173,7 +173,7 @@ void ivpci_dmb_publish(struct ivpci_dmbs *dmbs, u32 slot, u64 token)
 	WRITE_ONCE(entry->off, cpu_to_le32(dmb->off >> IVPCI_DMB_OFF_SHIFT));
 	WRITE_ONCE(entry->len, cpu_to_le32(dmb->len));
 	/* release: who sees the token sees the entry, and cleared memory */
-	smp_store_release(&entry->token, cpu_to_le64(token));
+	virt_store_release(&entry->token, cpu_to_le64(token));
 }
 
 /**
@@ -189,7 +189,7 @@ void ivpci_dmb_retire(struct ivpci_dmbs *dmbs, u32 slot)
 	dmbs->slot[slot].state = IVPCI_DMB_RETIRED;
 	dmbs->live--;
 	dmbs->retired++;
-	smp_mb(); /* directory before attached; pairs with ivpci_remote_hold() */
+	virt_mb(); /* directory before attached; pairs with ivpci_remote_hold() */
 	ivpci_dmb_reclaim(dmbs, slot);
 }
 
@@ -247,7 +247,7 @@ struct ivpci_remote *ivpci_remote_hold(struct ivpci_remotes *remotes,
 
 	entry = &remotes->peer->dir[slot];
 	/* acquire: the entry is the token's */
-	if (le64_to_cpu(smp_load_acquire(&entry->token)) != token)
+	if (le64_to_cpu(virt_load_acquire(&entry->token)) != token)
 		return NULL;
 	off = (u64)le32_to_cpu(READ_ONCE(entry->off)) << IVPCI_DMB_OFF_SHIFT;
 	len = le32_to_cpu(READ_ONCE(entry->len));
@@ -257,7 +257,7 @@ struct ivpci_remote *ivpci_remote_hold(struct ivpci_remotes *remotes,
 		return NULL;
 
 	WRITE_ONCE(remotes->own->attached[slot], cpu_to_le64(token));
-	smp_mb(); /* attached before directory; pairs with ivpci_dmb_retire() */
+	virt_mb(); /* attached before directory; pairs with ivpci_dmb_retire() */
 	if (!ivpci_remote_there(remotes, slot, token)) {
 		WRITE_ONCE(remotes->own->attached[slot], 0);
 		return NULL;
@@ -300,7 +300,7 @@ void ivpci_remote_put(struct ivpci_remotes *remotes,
 		return;
 	remotes->held--;
 	/* release: our stores to the DMB come before */
-	smp_store_release(&remotes->own->attached[remote - remotes->slot], 0);
+	virt_store_release(&remotes->own->attached[remote - remotes->slot], 0);
 }
 
 /**

@@ -152,7 +152,7 @@ static void ivpci_close(struct ivpci_link *link)
 
 	WRITE_ONCE(s->own->peer_epoch, 0);
 	/* release: all that we did in the window comes before */
-	smp_store_release(&s->own->epoch, 0);
+	virt_store_release(&s->own->epoch, 0);
 	ivpci_link_ring(link);
 	memunmap_pages(&s->pgmap);
 	ivpci_dmbs_exit(&s->dmbs);
@@ -189,7 +189,7 @@ static void ivpci_begin(struct ivpci_link *link)
 
 	WRITE_ONCE(s->own->peer_epoch, 0);
 	WRITE_ONCE(s->own->epoch, 0);
-	smp_wmb(); /* whoever sees what we clear sees that the epoch is gone */
+	virt_wmb(); /* whoever sees what we clear sees that the epoch is gone */
 	memset(&s->own->position, 0,
 	       sizeof(*s->own) - offsetof(struct ivpci_ctrl, position));
 	s->own->magic = cpu_to_le64(IVPCI_MAGIC);
@@ -210,7 +210,7 @@ static void ivpci_begin(struct ivpci_link *link)
 	} while (!epoch || epoch == link->epoch);
 	link->epoch = epoch;
 	/* release: who sees the epoch sees the header */
-	smp_store_release(&s->own->epoch, cpu_to_le32(epoch));
+	virt_store_release(&s->own->epoch, cpu_to_le32(epoch));
 	ivpci_bit(link, iv->attaching, true);
 }
 
@@ -461,7 +461,7 @@ void ivpci_link_kick(struct ivpci_link *link)
  */
 void ivpci_link_fault(struct ivpci_link *link, const char *why)
 {
-	smp_rmb(); /* what made no sense before epoch */
+	virt_rmb(); /* what made no sense before epoch */
 	/* a peer that begins again clears its rings: that is no fault */
 	if (le32_to_cpu(READ_ONCE(link->s->peer->epoch)) == link->peer.epoch &&
 	    !xchg(&link->faulty, true)) {

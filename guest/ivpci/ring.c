@@ -4,6 +4,8 @@
  *
  * Whatever the peer wrote is read once and checked here; what we wrote is
  * never read back, as the peer can write to all of the window.
+ *
+ * Barriers are virt_*(): the peer runs on another CPU even if we have only one.
  */
 
 #include <linux/bitfield.h>
@@ -39,7 +41,7 @@ const char *ivpci_read_header(const struct ivpci_ctrl *peer, u32 shift,
 			      struct ivpci_header *hdr)
 {
 	/* acquire: the header is the epoch's */
-	hdr->epoch = le32_to_cpu(smp_load_acquire(&peer->epoch));
+	hdr->epoch = le32_to_cpu(virt_load_acquire(&peer->epoch));
 	if (!hdr->epoch)
 		return "not attached";
 	if (le64_to_cpu(READ_ONCE(peer->magic)) != IVPCI_MAGIC)
@@ -64,7 +66,7 @@ const char *ivpci_read_header(const struct ivpci_ctrl *peer, u32 shift,
 	if (!ivpci_gid_valid(&hdr->gid))
 		return "half of the GID is zero";
 
-	smp_rmb(); /* the header was whole if epoch is still the same */
+	virt_rmb(); /* the header was whole if epoch is still the same */
 	if (le32_to_cpu(READ_ONCE(peer->epoch)) != hdr->epoch)
 		return "attaching";
 	return NULL;
@@ -99,7 +101,7 @@ int ivpci_signal_post(struct ivpci_tx *tx, u32 slot, u32 index)
 {
 	u32 cons, used, entry;
 
-	smp_mb(); /* the stores before; pairs with ivpci_signal_take() */
+	virt_mb(); /* the stores before; pairs with ivpci_signal_take() */
 	cons = le32_to_cpu(READ_ONCE(tx->peer->signal_cons));
 	used = (u32)tx->prod - cons;
 	if (used > IVPCI_SIGNALS)
@@ -117,9 +119,9 @@ int ivpci_signal_post(struct ivpci_tx *tx, u32 slot, u32 index)
 	tx->posted[slot] = tx->prod;
 	tx->index[slot] = index;
 	/* release: who sees the index sees the entry */
-	smp_store_release(&tx->own->signal_prod, cpu_to_le32((u32)tx->prod));
+	virt_store_release(&tx->own->signal_prod, cpu_to_le32((u32)tx->prod));
 
-	smp_mb(); /* signal_prod before signal_wake; pairs with ivpci_rx_arm() */
+	virt_mb(); /* signal_prod before signal_wake; pairs with ivpci_rx_arm() */
 	if (le32_to_cpu(READ_ONCE(tx->peer->signal_wake)) == (u32)tx->prod - 1)
 		return IVPCI_RING;
 	return IVPCI_POSTED;
@@ -143,7 +145,7 @@ int ivpci_event_post(struct ivpci_tx *tx, u32 code, u64 info)
 
 	used = tx->event_prod;
 	/* acquire: the entry was read before it is used again */
-	used -= le32_to_cpu(smp_load_acquire(&tx->peer->event_cons));
+	used -= le32_to_cpu(virt_load_acquire(&tx->peer->event_cons));
 	if (used > IVPCI_EVENTS)
 		return -EPROTO;
 	if (used == IVPCI_EVENTS)
@@ -153,7 +155,7 @@ int ivpci_event_post(struct ivpci_tx *tx, u32 code, u64 info)
 	WRITE_ONCE(event->info, cpu_to_le64(info));
 	tx->event_prod++;
 	/* release: who sees the index sees the entry */
-	smp_store_release(&tx->own->event_prod, cpu_to_le32(tx->event_prod));
+	virt_store_release(&tx->own->event_prod, cpu_to_le32(tx->event_prod));
 	return 0;
 }
 
@@ -187,7 +189,7 @@ int ivpci_signal_take(struct ivpci_rx *rx, u32 *signals, u32 max)
 	u32 n, i;
 
 	/* acquire: the entries are the index's */
-	n = le32_to_cpu(smp_load_acquire(&rx->peer->signal_prod)) - rx->cons;
+	n = le32_to_cpu(virt_load_acquire(&rx->peer->signal_prod)) - rx->cons;
 	if (!n)
 		return 0;
 	if (n > IVPCI_SIGNALS)
@@ -201,8 +203,8 @@ int ivpci_signal_take(struct ivpci_rx *rx, u32 *signals, u32 max)
 	}
 	rx->cons += n;
 	/* release: the entries were read before they are used again */
-	smp_store_release(&rx->own->signal_cons, cpu_to_le32(rx->cons));
-	smp_mb(); /* then the DMBs; pairs with ivpci_signal_post() */
+	virt_store_release(&rx->own->signal_cons, cpu_to_le32(rx->cons));
+	virt_mb(); /* then the DMBs; pairs with ivpci_signal_post() */
 	return n;
 }
 
@@ -221,7 +223,7 @@ int ivpci_event_take(struct ivpci_rx *rx, u32 *code, u64 *info)
 	u32 n;
 
 	/* acquire: the entry is the index's */
-	n = le32_to_cpu(smp_load_acquire(&rx->peer->event_prod));
+	n = le32_to_cpu(virt_load_acquire(&rx->peer->event_prod));
 	n -= rx->event_cons;
 	if (!n)
 		return 0;
@@ -231,7 +233,7 @@ int ivpci_event_take(struct ivpci_rx *rx, u32 *code, u64 *info)
 	*info = le64_to_cpu(READ_ONCE(event->info));
 	rx->event_cons++;
 	/* release: the entry was read before it is used again */
-	smp_store_release(&rx->own->event_cons, cpu_to_le32(rx->event_cons));
+	virt_store_release(&rx->own->event_cons, cpu_to_le32(rx->event_cons));
 	return 1;
 }
 
@@ -244,7 +246,7 @@ int ivpci_event_take(struct ivpci_rx *rx, u32 *code, u64 *info)
 bool ivpci_rx_arm(struct ivpci_rx *rx)
 {
 	WRITE_ONCE(rx->own->signal_wake, cpu_to_le32(rx->cons));
-	smp_mb(); /* signal_wake before signal_prod; pairs with the producer */
+	virt_mb(); /* signal_wake before signal_prod; pairs with the producer */
 	return ivpci_rx_pending(rx);
 }
 
