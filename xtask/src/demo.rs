@@ -31,6 +31,7 @@ pub struct Options {
 
 /// `cargo xtask demo`
 pub fn main(options: &Options) -> Result<()> {
+    options.run.check()?;
     let prepared = setup::prepare(&options.source, Flavour::Normal)?;
     let arguments = ["demo".to_owned()];
     let outcome = run::runner(&prepared, &options.run, "demo", &arguments, LIMIT)?;

@@ -35,7 +35,7 @@ use clap::{Parser, Subcommand};
 /// with ivpci, the guests' image, the VMM. It is kept in $IVSMC_CACHE, else $XDG_CACHE_HOME/ivsmc, else
 /// ~/.cache/ivsmc; a command that was interrupted goes on where it was when it is run again.
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -43,9 +43,23 @@ pub struct RunOptions {
     /// The VMM's program, if it is not the embedded one.
     #[arg(long, value_name = "FILE", required_if_eq("vmm", "cloud-hypervisor"))]
     vmm_binary: Option<PathBuf>,
-    /// Where the guests run; unless given: on this machine's KVM if it has one, else in the lab VM.
+    /// Where the guests run [default: on this machine's KVM if it has one, else in the lab VM]
     #[arg(long, value_enum, value_name = "PLATFORM")]
     platform: Option<Platform>,
+}
+
+impl RunOptions {
+    /// Looks whether what the options name is there, before much is done for them.
+    pub fn check(&self) -> Result<()> {
+        if let Some(program) = &self.vmm_binary {
+            ensure!(
+                program.is_file(),
+                "--vmm-binary {}: there is no such file; give the VMM's program",
+                program.display()
+            );
+        }
+        Ok(())
+    }
 }
 
 /// Options of `cargo xtask lab`.
@@ -74,6 +88,7 @@ pub struct Outcome {
 
 /// `cargo xtask lab`
 pub fn lab(options: &LabOptions) -> Result<()> {
+    options.run.check()?;
     let prepared = setup::prepare(&options.source, options.flavour.kernel)?;
     let hour = Duration::from_secs(3600);
     let outcome = runner(&prepared, &options.run, "lab", &options.arguments, hour)?;
@@ -208,11 +223,6 @@ fn fill_stage(prepared: &Prepared, options: &RunOptions, stage: &Path) -> Result
     let own = options.vmm == Vmm::Reference;
     let embedded = Some(&prepared.programs.vmm).filter(|_| own);
     if let Some(program) = options.vmm_binary.as_ref().or(embedded) {
-        ensure!(
-            program.is_file(),
-            "--vmm-binary {}: there is no such file; give the program to run",
-            program.display()
-        );
         let name = if own {
             "vmm-reference"
         } else {

@@ -14,8 +14,8 @@ use crate::{image, kernel, kernel_source, module, prerequisites, programs};
 /// Where the kernel comes from.
 #[derive(Args)]
 pub struct KernelSource {
-    /// A Linux source tree to build the guests' kernel from (6.18 or later, clean), instead of the newest
-    /// linux-source package of Debian's.
+    /// A Linux source tree to build the guests' kernel from (6.18 or later, clean) [default:
+    /// the newest linux-source package of Debian's]
     #[arg(long = "kernel-src", value_name = "DIR")]
     tree: Option<PathBuf>,
 }

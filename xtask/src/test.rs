@@ -116,6 +116,7 @@ impl Tally {
 
 /// `cargo xtask test`
 pub fn main(options: &Options) -> Result<()> {
+    options.run.check()?;
     let prepared = setup::prepare(&options.source, options.flavour.kernel)?;
     let mut tally = Tally::default();
     tally += workspace(&prepared, options)?;
