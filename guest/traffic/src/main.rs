@@ -2,10 +2,10 @@
 //! `ivsmc-traffic`: the tests' hand in a guest.
 
 use clap::{Args, Parser, Subcommand};
-use ivsmc_traffic::agent;
 use ivsmc_traffic::service::{self, Failure};
 use ivsmc_traffic::socket::{self, Transport};
 use ivsmc_traffic::traffic::{self, Expect, Report, Target};
+use ivsmc_traffic::{agent, ivshmem};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -87,6 +87,29 @@ enum Command {
         #[arg(long, default_value_t = 4 << 20)]
         bytes: u64,
     },
+    /// Use an ivshmem device as a stock user does, through VFIO
+    Ivshmem {
+        #[command(subcommand)]
+        action: Ivshmem,
+    },
+}
+
+#[derive(Subcommand)]
+enum Ivshmem {
+    /// Take interrupts, each with a message
+    Receive {
+        /// How many
+        #[arg(long)]
+        count: u32,
+    },
+    /// Send messages to the receiver at the other end, and ring for each
+    Send {
+        /// How many
+        #[arg(long)]
+        count: u32,
+    },
+    /// Give the device back to the kernel's drivers
+    Release,
 }
 
 #[derive(Args)]
@@ -168,5 +191,10 @@ fn run(command: Command) -> Result<(), Failure> {
             parallel,
         } => client.run(|target, seed| target.churn(seed, count, parallel)),
         Command::Splice { client, bytes } => client.run(|target, seed| target.splice(seed, bytes)),
+        Command::Ivshmem { action } => match action {
+            Ivshmem::Receive { count } => ivshmem::receive(count),
+            Ivshmem::Send { count } => ivshmem::send(count),
+            Ivshmem::Release => ivshmem::release(),
+        },
     }
 }
