@@ -85,6 +85,10 @@ impl Pair {
         let mut text = String::new();
         for guest in [&mut self.a, &mut self.b] {
             text += &format!("--- guest {}\n", guest.guest().name());
+            if let Err(error) = guest.vmm().check() {
+                text += &format!("{error:#}\n{}", guest.tails());
+                continue;
+            }
             for line in [
                 "cat /sys/kernel/debug/ivpci/*/*",
                 "ivsmc-guest status",

@@ -250,6 +250,24 @@ impl Drop for Processors {
     }
 }
 
+/// What KVM could not do, and where: without it such an end says nothing.
+fn internal_error(vcpu: &mut VcpuFd) -> String {
+    let registers = vcpu.get_regs().unwrap_or_default();
+    // SAFETY: the exit was an internal error, and then KVM has filled in this part of the union.
+    let internal = unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal };
+    let count = (internal.ndata as usize).min(internal.data.len());
+    format!(
+        "KVM internal error {}, data {:x?}, rip {:#x}, rax {:#x}, rcx {:#x}, rsi {:#x}, rdi {:#x}",
+        internal.suberror,
+        &internal.data[..count],
+        registers.rip,
+        registers.rax,
+        registers.rcx,
+        registers.rsi,
+        registers.rdi
+    )
+}
+
 /// Runs a processor until the VM's life ends.
 fn run_vcpu(id: usize, vcpu: &mut VcpuFd, bus: &Bus, end: &End) -> Exit {
     while !end.is_over() {
@@ -273,6 +291,10 @@ fn run_vcpu(id: usize, vcpu: &mut VcpuFd, bus: &Bus, end: &End) -> Exit {
             }
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Some(Exit::PowerOff),
             Ok(VcpuExit::Intr) => None,
+            Ok(VcpuExit::InternalError) => {
+                error!("vCPU {id} cannot go on: {}", internal_error(vcpu));
+                Some(Exit::Failed)
+            }
             Ok(exit) => {
                 error!("vCPU {id} cannot go on: {exit:?}");
                 Some(Exit::Failed)
