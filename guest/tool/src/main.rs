@@ -20,11 +20,15 @@ struct Options {
 enum Command {
     /// Run a program, its TCP sockets made SMC sockets; children included
     Run {
-        /// The program
-        program: OsString,
-        /// Its arguments
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<OsString>,
+        /// The program and its arguments
+        // One list: what follows the program is its own, -h and --help included.
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            required = true,
+            value_names = ["PROGRAM", "ARGUMENTS"]
+        )]
+        command: Vec<OsString>,
     },
     /// Say of every SMC connection how its data moves, and why it fell back to TCP
     Status {
@@ -57,7 +61,10 @@ enum Ueid {
 
 fn main() -> ExitCode {
     let done: Result<(), Box<dyn std::error::Error>> = match Options::parse().command {
-        Command::Run { program, arguments } => Err(run::run(&program, &arguments).into()),
+        Command::Run { command } => match command.split_first() {
+            Some((program, arguments)) => Err(run::run(program, arguments).into()),
+            None => Err("run: the program is missing".into()),
+        },
         Command::Status { json } => status(json),
         Command::Ueid { change } => change_ueid(&change).map_err(Into::into),
     };
@@ -144,5 +151,30 @@ fn endpoint(address: Option<IpAddr>, port: u16) -> String {
         Some(IpAddr::V6(address)) => format!("[{address}]:{port}"),
         Some(address) => format!("{address}:{port}"),
         None => format!("*:{port}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_programs_options_are_its_own() {
+        let line = [
+            "ivsmc-guest",
+            "run",
+            "redis-benchmark",
+            "-h",
+            "10.0.0.1",
+            "--help",
+        ];
+        let Ok(Options {
+            command: Command::Run { command },
+        }) = Options::try_parse_from(line)
+        else {
+            panic!("not a run");
+        };
+        assert_eq!(command, line[2..]);
+        assert!(Options::try_parse_from(["ivsmc-guest", "run"]).is_err());
     }
 }
