@@ -65,14 +65,17 @@ impl Suite {
         name: impl Into<String>,
         test: impl FnOnce(&Fixture) -> Result<()> + Send + 'static,
     ) {
-        let fixture = Arc::clone(&self.fixture);
+        let (name, fixture) = (name.into(), Arc::clone(&self.fixture));
+        let file = fixture
+            .lab
+            .out
+            .join(format!("failure-{}.log", name.replace("::", "-")));
         self.trials.push(Trial::test(name, move || {
-            // What was the cause comes last, under the logs.
             test(&fixture).map_err(|error| {
-                let mut text = String::new();
-                for cause in error.chain() {
-                    text += &format!("{cause}\n");
-                }
+                // What was the cause comes last, under the logs.
+                let text: String = error.chain().map(|cause| format!("{cause}\n")).collect();
+                // It is shown when all tests have been run; here it can be read before.
+                let _ = std::fs::write(file, &text);
                 text.into()
             })
         }));
