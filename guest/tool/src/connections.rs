@@ -114,6 +114,26 @@ impl Connection {
 
 /// Lists the SMC sockets of this network namespace.
 pub fn list() -> Result<Vec<Connection>, Error> {
+    let mut connections = dump()?;
+    if connections
+        .iter()
+        .any(|c| c.is_connected() && c.peer_address.is_none())
+    {
+        let tcp = TcpTable::read();
+        for connection in &mut connections {
+            tcp.complete(connection);
+        }
+    }
+    Ok(connections)
+}
+
+/// Finds the SMC socket with this inode. Addresses that the kernel leaves out are left out.
+pub fn find(inode: u64) -> Result<Option<Connection>, Error> {
+    let mut connections = dump()?.into_iter();
+    Ok(connections.find(|connection| connection.inode == inode))
+}
+
+fn dump() -> Result<Vec<Connection>, Error> {
     let mut request = [0u8; REQUEST];
     request[0] = AF_SMC;
     request[3] = 1 << (EXTENSION_DMBINFO - 1) | 1 << (EXTENSION_LGRINFO - 1);
@@ -127,27 +147,10 @@ pub fn list() -> Result<Vec<Connection>, Error> {
     );
     match asked {
         Err(Error::Refused(error)) if error.raw_os_error() == Some(libc::ENOENT) => {
-            return Err(Error::NoFamily("SMC_DIAG"));
+            Err(Error::NoFamily("SMC_DIAG"))
         }
-        other => other?,
+        other => other.map(|()| connections),
     }
-    if connections
-        .iter()
-        .any(|c| c.is_connected() && c.peer_address.is_none())
-    {
-        let tcp = TcpTable::read();
-        for connection in &mut connections {
-            tcp.complete(connection);
-        }
-    }
-    Ok(connections)
-}
-
-/// Finds the SMC socket with this inode.
-pub fn find(inode: u64) -> Result<Option<Connection>, Error> {
-    Ok(list()?
-        .into_iter()
-        .find(|connection| connection.inode == inode))
 }
 
 fn parse(payload: &[u8]) -> Result<Connection, Error> {

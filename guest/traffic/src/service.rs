@@ -21,8 +21,9 @@ const MAGIC: [u8; 8] = *b"ivsmctrf";
 const MAX_PIECE: usize = 128 << 10;
 /// Longest verdict, in bytes.
 const MAX_VERDICT: u32 = 64 << 10;
-/// After so long without a byte a peer counts as gone.
-pub const SILENCE: Duration = Duration::from_secs(60);
+/// After so long without a byte a peer counts as gone. Longer than any client takes: some hold a connection
+/// open while they work with others.
+pub const SILENCE: Duration = Duration::from_secs(900);
 
 /// What a client wants of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
