@@ -112,29 +112,25 @@ fn programs_that_know_nothing(pair: &mut Pair) -> Result<()> {
     let address = pair.a.address();
     let servers = [
         "ivsmc-guest run redis-server --port 6381 --bind 0.0.0.0 --protected-mode no --save",
-        "ivsmc-guest run busybox nc -lk -p 6382 -e sleep 3",
+        "sleep 1000 | ivsmc-guest run busybox nc -l -p 6382",
     ];
     let mut ids = Vec::new();
     for server in servers {
-        ids.push(
-            pair.a
-                .agent()
-                .spawn(&Command::new(server.split_whitespace()))?,
-        );
+        ids.push(pair.a.agent().spawn(&Command::shell(server))?);
     }
     let clients = [
         (
             6381,
             format!("ivsmc-guest run redis-benchmark -h {address} -p 6381 -c 1 -n 1000000 -q"),
         ),
-        (6382, format!("ivsmc-guest run busybox nc {address} 6382")),
+        (
+            6382,
+            format!("sleep 1000 | ivsmc-guest run busybox nc {address} 6382"),
+        ),
     ];
     for (port, client) in clients {
         let start = Instant::now();
-        let mut id = pair
-            .b
-            .agent()
-            .spawn(&Command::new(client.split_whitespace()))?;
+        let mut id = pair.b.agent().spawn(&Command::shell(&client))?;
         let found = loop {
             let status = pair.b.status()?;
             let found = status
@@ -155,10 +151,7 @@ fn programs_that_know_nothing(pair: &mut Pair) -> Result<()> {
                 .wait(id, Duration::from_millis(100))?
                 .is_some()
             {
-                id = pair
-                    .b
-                    .agent()
-                    .spawn(&Command::new(client.split_whitespace()))?;
+                id = pair.b.agent().spawn(&Command::shell(&client))?;
             }
         };
         ensure!(found.mode == How::SmcD, "`{client}`: {found:?}");
