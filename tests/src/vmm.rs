@@ -156,7 +156,7 @@ fn qemu(command: &mut Command, lab: &Lab, guest: &Guest, tap: &str, folder: &Pat
             "-cpu",
             "max",
             "-accel",
-            "tcg",
+            "tcg,thread=multi",
             "-display",
             "none",
             "-nodefaults",
