@@ -82,7 +82,9 @@ static int ivpci_register_dmb(struct dibs_dev *dibs, struct dibs_dmb *dmb,
 	if (!link)
 		return -ENETUNREACH;
 	s = link->s;
-	slot = ivpci_dmb_alloc(&s->dmbs, dmb->dmb_len);
+	slot = -ENOSPC;
+	if (ivpci_dmb_affordable(&s->dmbs, dmb->dmb_len))
+		slot = ivpci_dmb_alloc(&s->dmbs, dmb->dmb_len);
 	if (slot >= 0)
 		off = s->dmbs.slot[slot].off;
 	spin_unlock_bh(&link->lock);

@@ -114,6 +114,24 @@ static void ivpci_dmb_reclaim(struct ivpci_dmbs *dmbs, u32 slot)
 }
 
 /**
+ * ivpci_dmb_affordable() - may a DMB be of this size?
+ * @dmbs: the DMBs
+ * @len: its size
+ *
+ * SMC asks for a smaller DMB when it is refused one. So the fewer memory is
+ * left the smaller are the DMBs: the first connections cannot leave nothing
+ * for those that follow, which would fall back to TCP.
+ *
+ * Return: true if it may.
+ */
+bool ivpci_dmb_affordable(const struct ivpci_dmbs *dmbs, u32 len)
+{
+	u64 left = dmbs->units - bitmap_weight(dmbs->map, dmbs->units);
+
+	return len <= IVPCI_DMB_MIN || len <= left * IVPCI_DMB_MIN / IVPCI_DMB_SHARE;
+}
+
+/**
  * ivpci_dmb_alloc() - allocate a slot and memory for a DMB
  * @dmbs: the DMBs
  * @len: its size

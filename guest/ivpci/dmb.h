@@ -5,6 +5,8 @@
 
 #include "window.h"
 
+#define IVPCI_DMB_SHARE		16	/* the part of what is left for one DMB */
+
 /**
  * enum ivpci_dmb_state - what a slot of ours is
  * @IVPCI_DMB_FREE: free
@@ -96,6 +98,7 @@ int ivpci_dmbs_init(struct ivpci_dmbs *dmbs, u32 shift, u32 side);
 void ivpci_dmbs_exit(struct ivpci_dmbs *dmbs);
 void ivpci_dmbs_reset(struct ivpci_dmbs *dmbs, struct ivpci_ctrl *own,
 		      const struct ivpci_ctrl *peer);
+bool ivpci_dmb_affordable(const struct ivpci_dmbs *dmbs, u32 len);
 int ivpci_dmb_alloc(struct ivpci_dmbs *dmbs, u32 len);
 void ivpci_dmb_publish(struct ivpci_dmbs *dmbs, u32 slot, u64 token);
 void ivpci_dmb_retire(struct ivpci_dmbs *dmbs, u32 slot);

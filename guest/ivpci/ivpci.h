@@ -5,6 +5,7 @@
 #include <linux/bitfield.h>
 #include <linux/bitmap.h>
 #include <linux/dibs.h>
+#include <linux/hrtimer.h>
 #include <linux/idr.h>
 #include <linux/interrupt.h>
 #include <linux/memremap.h>
@@ -172,6 +173,7 @@ struct ivpci_link {
  * @receiving: links whose rings are consumed; under dibs->lock
  * @attaching: links that wait for a peer; under dibs->lock
  * @poller: the thread that polls
+ * @guard: expires when @poller has given way for too long
  * @handover: @poller has to poll; set by the interrupt
  * @polling: doorbells are off since @poller polls; under dibs->lock
  * @activity: signals and events taken; under dibs->lock
@@ -206,6 +208,7 @@ struct ivpci {
 	DECLARE_BITMAP(receiving, IVPCI_LINKS);
 	DECLARE_BITMAP(attaching, IVPCI_LINKS);
 	struct task_struct *poller;
+	struct hrtimer guard;
 	bool handover;
 	bool polling;
 	u64 activity;

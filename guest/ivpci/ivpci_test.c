@@ -433,6 +433,40 @@ static void dmb_random(struct kunit *test)
 			dmbs->units - (dmbs->last - dmbs->first));
 }
 
+/* As SMC does: ask for less and less until it is granted. */
+static int alloc_downgraded(struct ivpci_dmbs *dmbs)
+{
+	u32 len;
+
+	for (len = SZ_1M; len >= SZ_16K; len /= 2)
+		if (ivpci_dmb_affordable(dmbs, len))
+			return ivpci_dmb_alloc(dmbs, len);
+	return -ENOSPC;
+}
+
+/* Who comes first gets much, and still there is something for many. */
+static void dmb_shares(struct kunit *test)
+{
+	struct ivpci_dmbs *dmbs = kunit_kzalloc(test, sizeof(*dmbs), GFP_KERNEL);
+	struct test_window *w = test->priv;
+	int slot, n = 0;
+
+	KUNIT_ASSERT_NOT_NULL(test, dmbs);
+	KUNIT_ASSERT_EQ(test, ivpci_dmbs_init(dmbs, 26, 0), 0);
+	ivpci_dmbs_reset(dmbs, w->ctrl[0], w->ctrl[1]);
+	for (slot = alloc_downgraded(dmbs); slot >= 0;
+	     slot = alloc_downgraded(dmbs)) {
+		KUNIT_EXPECT_GE(test, dmbs->slot[slot].len,
+				n < 16 ? SZ_512K : SZ_16K);
+		n++;
+	}
+	KUNIT_EXPECT_EQ(test, dmbs->slot[0].len, SZ_1M);
+	KUNIT_EXPECT_GE(test, n, 120);
+	KUNIT_EXPECT_EQ(test, bitmap_weight(dmbs->map, dmbs->units),
+			dmbs->units);
+	ivpci_dmbs_exit(dmbs);
+}
+
 static void dmb_all_slots(struct kunit *test)
 {
 	struct ivpci_dmbs *dmbs = kunit_kzalloc(test, sizeof(*dmbs), GFP_KERNEL);
@@ -647,6 +681,7 @@ static struct kunit_case ivpci_cases[] = {
 	KUNIT_CASE(dmb_sizes),
 	KUNIT_CASE(dmb_fill),
 	KUNIT_CASE(dmb_random),
+	KUNIT_CASE(dmb_shares),
 	KUNIT_CASE(dmb_all_slots),
 	KUNIT_CASE(dmb_held_by_peer),
 	KUNIT_CASE(dmb_held_by_us),

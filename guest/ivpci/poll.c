@@ -4,11 +4,13 @@
  *
  * An interrupt drains the rings at once, then wakes a thread that goes on to
  * poll them. The thread runs when its CPU has nothing else to do: it has the
- * lowest policy there is, gives way when anybody else wants to run, and has
- * the peers ring their doorbells while it is not running. So a busy CPU is
- * interrupted and an idle one polls, until polling has not paid for a while.
+ * lowest policy there is and gives way when anybody else wants to run; if it
+ * does not come back soon, a timer has the peers ring their doorbells again. So
+ * a CPU that stays busy is interrupted and an idle one polls, until polling has
+ * not paid for a while.
  */
 
+#include <linux/hrtimer.h>
 #include <linux/interrupt.h>
 #include <linux/kthread.h>
 #include <linux/module.h>
@@ -296,20 +298,55 @@ static void ivpci_begin_polling(struct ivpci *iv)
 	spin_unlock_irq(&iv->dibs->lock);
 }
 
-static void ivpci_end_polling(struct ivpci *iv, bool sleep)
+static void ivpci_end_polling(struct ivpci *iv)
 {
 	/* what is drained here is handled when bottom halves are on again */
 	local_bh_disable();
 	spin_lock_irq(&iv->dibs->lock);
 	if (ivpci_arm(iv)) {
 		iv->polling = false;
-		if (sleep)
-			iv->asleep_since = local_clock();
+		iv->asleep_since = local_clock();
 	} else {
 		WRITE_ONCE(iv->handover, true);
 	}
 	spin_unlock_irq(&iv->dibs->lock);
 	local_bh_enable();
+}
+
+/* The thread has not come back in time: others keep its CPU. Have peers ring. */
+static enum hrtimer_restart ivpci_guard(struct hrtimer *guard)
+{
+	struct ivpci *iv = container_of(guard, struct ivpci, guard);
+	unsigned long flags;
+
+	spin_lock_irqsave(&iv->dibs->lock, flags);
+	ivpci_drain(iv);
+	if (ivpci_arm(iv))
+		iv->polling = false;
+	else
+		WRITE_ONCE(iv->handover, true);
+	spin_unlock_irqrestore(&iv->dibs->lock, flags);
+	return HRTIMER_NORESTART;
+}
+
+/*
+ * Let others have the CPU. They are likely to be those that were just woken, and
+ * to sleep again soon: the doorbells stay off for as long as polling lasts, so
+ * that a stream is not interrupted for each of its messages.
+ */
+static void ivpci_give_way(struct ivpci *iv, struct ivpci_stray *move)
+{
+	hrtimer_start(&iv->guard, ns_to_ktime(ivpci_poll_limit()),
+		      HRTIMER_MODE_REL);
+	preempt_enable();
+	if (move) {
+		set_cpus_allowed_ptr(current, cpumask_of(move->cpu));
+		move->moved = jiffies;
+	}
+	schedule();
+	preempt_disable();
+	hrtimer_try_to_cancel(&iv->guard);
+	ivpci_begin_polling(iv);
 }
 
 static bool ivpci_poll_once(struct ivpci *iv)
@@ -345,7 +382,7 @@ static bool ivpci_should_move(struct ivpci *iv, struct ivpci_stray *stray)
 
 /*
  * Poll until nothing has come for poll_ns of our own running time. Preemption
- * is off as long as the doorbells are: who is not running cannot poll.
+ * is off meanwhile: who is not running cannot poll.
  */
 static void ivpci_poll_session(struct ivpci *iv, struct ivpci_stray *stray)
 {
@@ -372,24 +409,15 @@ static void ivpci_poll_session(struct ivpci *iv, struct ivpci_stray *stray)
 		}
 		last = now;
 		if (move || ivpci_others_want_cpu()) {
-			ivpci_end_polling(iv, false);
-			preempt_enable();
-			if (move) {
-				set_cpus_allowed_ptr(current,
-						     cpumask_of(stray->cpu));
-				stray->moved = jiffies;
-				move = false;
-			}
-			schedule();
-			preempt_disable();
-			ivpci_begin_polling(iv);
+			ivpci_give_way(iv, move ? stray : NULL);
+			move = false;
 			last = local_clock();
 		}
 		cpu_relax();
 	}
 	ivpci_count(iv, IVPCI_POLL_HITS, hits);
 	ivpci_poll_adapt(iv, hits);
-	ivpci_end_polling(iv, true);
+	ivpci_end_polling(iv);
 	preempt_enable();
 }
 
@@ -433,6 +461,8 @@ int ivpci_poll_start(struct ivpci *iv)
 	if (IS_ERR(task))
 		return PTR_ERR(task);
 	sched_setattr_nocheck(task, &attr);
+	hrtimer_setup(&iv->guard, ivpci_guard, CLOCK_MONOTONIC,
+		      HRTIMER_MODE_REL);
 	iv->poller = task;
 	wake_up_process(task);
 	return 0;
@@ -445,4 +475,5 @@ int ivpci_poll_start(struct ivpci *iv)
 void ivpci_poll_stop(struct ivpci *iv)
 {
 	kthread_stop(iv->poller);
+	hrtimer_cancel(&iv->guard);
 }
