@@ -262,6 +262,11 @@ impl Running {
         }
     }
 
+    /// Keeps the guest's processors on one of the machine's.
+    pub fn pin(&self, processor: usize) -> Result<()> {
+        self.vmm.pin(processor)
+    }
+
     /// Loads or unloads ivpci.
     pub fn load_driver(&mut self, mode: Mode) -> Result<()> {
         if self

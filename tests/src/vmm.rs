@@ -4,7 +4,7 @@
 use crate::guest::Guest;
 use crate::lab::{self, Lab, Platform, VmmKind};
 use crate::network;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -64,6 +64,23 @@ impl Vmm {
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
+        Ok(())
+    }
+
+    /// Keeps the guest's processors on one of the machine's, as one does to measure: two that take turns on one
+    /// wait for each other.
+    pub fn pin(&self, processor: usize) -> Result<()> {
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let thread = thread?;
+            if std::fs::read_to_string(thread.path().join("comm"))?.starts_with("vcpu") {
+                let done = Command::new("taskset")
+                    .args(["-p", &format!("{:x}", 1u64 << processor)])
+                    .arg(thread.file_name())
+                    .stdout(Stdio::null())
+                    .status()?;
+                ensure!(done.success(), "taskset: {done}");
+            }
+        }
         Ok(())
     }
 
