@@ -261,11 +261,33 @@ fn collect_reports(folder: &Path, reports: &mut Vec<String>) -> Result<()> {
         } else {
             let text = fs::read(&path)?;
             let text = String::from_utf8_lossy(&text);
-            let found = text.lines().filter(|line| is_report(line));
-            reports.extend(found.map(|line| format!("{}: {}", path.display(), line.trim_end())));
+            let lines: Vec<_> = text.lines().collect();
+            for (index, line) in lines.iter().enumerate().filter(|(_, line)| is_report(line)) {
+                let report = format!("{}: {}", path.display(), line.trim_end());
+                match known(&lines[index..]) {
+                    Some(defect) => println!("{report}: a defect of Linux, {defect}"),
+                    None => reports.push(report),
+                }
+            }
         }
     }
     Ok(())
+}
+
+/// Lines that a report of a lock's order has at the most before it names what was called.
+const REPORT_LINES: usize = 30;
+
+/// Tells which defect of mainline Linux's a report is of, if it is one that is known and not ivpci's.
+fn known(report: &[&str]) -> Option<&'static str> {
+    let has = |text: &str| {
+        report
+            .iter()
+            .take(REPORT_LINES)
+            .any(|line| line.contains(text))
+    };
+    // SMC's reboot notifier locks sockets while it holds the list of devices, connect() the other way round.
+    (has("possible circular locking dependency") && has("at: smc_lgrs_shutdown+"))
+        .then_some("in SMC's reboot notifier")
 }
 
 /// Whether a line of a console begins a report of the kernel's checks (or an oops).
@@ -340,6 +362,18 @@ mod tests {
             }
         );
         assert_eq!(Tally::of_ktap("no tests\n", true), Tally::one(false));
+    }
+
+    #[test]
+    fn only_the_known_defect_is_known() {
+        let report = [
+            "[  528.6] WARNING: possible circular locking dependency detected",
+            "[  528.8] reboot/565 is trying to acquire lock:",
+            "[  528.9] ff (smcd_dev_list.mutex){+.+.}-{4:4}, at: smc_lgrs_shutdown+0x160/0x230",
+        ];
+        assert!(known(&report).is_some());
+        assert!(known(&report[..2]).is_none());
+        assert!(known(&report[1..]).is_none());
     }
 
     #[test]
