@@ -3,7 +3,7 @@
 //!
 //! - [`setup`] prepares: [`prerequisites`] (packages), [`kernel_source`], [`kernel`], [`module`] (ivpci),
 //!   [`programs`] (everything in Rust), [`image`] (initramfs of guest and lab VM).
-//! - [`demo`] and [`test`] prepare, then [`run`] the runner `ivsmc-lab` where [`platform`] says: on this
+//! - [`demo`] and [`mod@test`] prepare, then [`run`] the runner `ivsmc-lab` where [`platform`] says: on this
 //!   machine's KVM, or in the [`lab_vm`].
 //! - [`cache`] is the folder outside the repository where everything that is built is kept; [`process`]
 //!   runs commands with a progress line and a log.
