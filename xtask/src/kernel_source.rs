@@ -35,11 +35,11 @@ pub struct Source {
     pub changes: bool,
 }
 
-/// The source to build: `tree` if there is one.
-pub fn get(cache: &Cache, tree: Option<&Path>) -> Result<Source> {
+/// The source to build: `tree` as it is if there is one, else Debian's with the patches of `patches`.
+pub fn get(cache: &Cache, tree: Option<&Path>, patches: &Path) -> Result<Source> {
     match tree {
         Some(tree) => users(tree),
-        None => debians(cache),
+        None => debians(cache)?.patched(cache, patches),
     }
 }
 
@@ -104,6 +104,65 @@ fn debians(cache: &Cache) -> Result<Source> {
         version,
         changes: false,
     })
+}
+
+impl Source {
+    /// The same with the patches of a folder, in a tree of its own that shares all other files with this one.
+    fn patched(self, cache: &Cache, patches: &Path) -> Result<Source> {
+        let key = Key::default().folder(patches)?.finish();
+        let identity = format!("{}+{key}", self.identity);
+        let folder = cache.path("linux").join(folder_name(&identity));
+        if !cache::is_finished(&folder) {
+            cache::remove(&folder)?;
+            process::output(
+                Command::new("cp")
+                    .args(["--archive", "--link"])
+                    .args([&self.folder, &folder]),
+            )?;
+            for patch in sorted_files(patches)? {
+                apply(&patch, &folder)?;
+            }
+            cache::set_finished(&folder)?;
+        }
+        Ok(Source {
+            folder,
+            identity,
+            ..self
+        })
+    }
+}
+
+fn sorted_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = fs::read_dir(folder)?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    files.sort();
+    Ok(files)
+}
+
+/// Applies a patch to a source tree. One that does not fit is left out: a later kernel may not need it.
+fn apply(patch: &Path, tree: &Path) -> Result<()> {
+    let run = |only_try: bool| {
+        let mut command = Command::new("patch");
+        command.args(["--strip=1", "--force", "--no-backup-if-mismatch"]);
+        command.args(only_try.then_some("--dry-run"));
+        command
+            .arg("--directory")
+            .arg(tree)
+            .arg("--input")
+            .arg(patch);
+        process::output(&mut command)
+    };
+    match run(true) {
+        Ok(_) => run(false).map(drop),
+        Err(error) => {
+            println!(
+                "kernel source: without {}, which does not fit this version: {error:#}",
+                patch.display()
+            );
+            Ok(())
+        }
+    }
 }
 
 /// A folder's name for a package's version: make does not like all that Debian does.

@@ -55,7 +55,8 @@ pub fn prepare(source: &KernelSource, flavour: Flavour) -> Result<Prepared> {
     let repository = crate::repository()?;
     let cache = Cache::open()?;
     prerequisites::install(&cache)?;
-    let source = kernel_source::get(&cache, source.tree.as_deref())?;
+    let patches = repository.join("guest/linux-patches/lab");
+    let source = kernel_source::get(&cache, source.tree.as_deref(), &patches)?;
     let lab_kernel = kernel::build(&cache, &repository, &source, Flavour::Normal)?;
     let guest_kernel = kernel::build(&cache, &repository, &source, flavour)?;
     let modules = module::build(&cache, &repository, &guest_kernel)?;
