@@ -118,15 +118,22 @@ static int ivpci_read_plain(struct ivpci *iv)
 	return 0;
 }
 
-/* A GID for this probe: SMC must not take us for who we were before. */
+/*
+ * A GID for this probe: SMC must not take us for who we were before. The device
+ * has a part in the second half, too: virtual machines that were restored from
+ * the same snapshot may get the same random numbers.
+ */
 static void ivpci_make_gid(struct ivpci *iv, uuid_t *gid)
 {
 	int i;
 
 	do {
 		get_random_bytes(gid, sizeof(*gid));
-		for (i = 0; iv->regs && i < 2; i++)
-			put_unaligned_le32(iv->device_gid[i], gid->b + 4 * i);
+		if (iv->regs)
+			memset(gid, 0, 8);
+		for (i = 0; i < ARRAY_SIZE(iv->device_gid); i++)
+			put_unaligned_le32(get_unaligned_le32(gid->b + 4 * i) ^
+					   iv->device_gid[i], gid->b + 4 * i);
 		if (!memchr_inv(gid->b, 0, 8))
 			gid->b[0] = 1;
 	} while (!ivpci_gid_valid(gid));
