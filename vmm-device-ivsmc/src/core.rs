@@ -107,6 +107,7 @@ fn config_space(config: &Config, msix: &Msix) -> ConfigSpace {
 impl Core {
     /// A device in the state after a reset, or in that of a snapshot. The configuration has been validated.
     pub fn new(
+        name: &str,
         config: Config,
         host: Arc<dyn Host>,
         saved: Option<&DeviceState>,
@@ -115,10 +116,6 @@ impl Core {
             .map(|saved| saved.gid)
             .or(config.gid)
             .unwrap_or_else(Gid::random);
-        let name = match config.id.as_str() {
-            "" => format!("ivsmc {}", config.path.display()),
-            id => format!("ivsmc {id}"),
-        };
         let msix = Msix::new(config.vectors);
         let mut state = State {
             config_space: config_space(&config, &msix),
@@ -141,7 +138,7 @@ impl Core {
             state.restore(saved, host.as_ref())?;
         }
         Ok(Core {
-            name,
+            name: format!("ivsmc {name}"),
             gid,
             wake: EventFd::new(EFD_NONBLOCK)?,
             host,

@@ -74,13 +74,14 @@ impl Device {
     ];
 
     /// Makes a device that listens on the configuration's path, and its fabric, for which the VMM starts
-    /// a thread that calls [`Fabric::run`]. With `state` it is a device as it was when that was taken, but that its
+    /// a thread that calls [`Fabric::run`]. `name` is what to call the device in the log. With `state` it is a device as it was when that was taken, but that its
     /// links come up anew; the VMM then finds the BARs' addresses with [`bar_address`](Self::bar_address) and places
     /// them there.
     ///
     /// # Errors
     /// When an option is wrong or the socket cannot be made; the error says what would do.
     pub fn new(
+        name: &str,
         config: Config,
         host: Arc<dyn Host>,
         state: Option<&DeviceState>,
@@ -89,7 +90,7 @@ impl Device {
         let path = config.path.clone();
         let (socket, file) =
             SocketFile::listen(&path).map_err(|error| listen_error(path.clone(), error))?;
-        let made = Core::new(config, host, state).and_then(|core| {
+        let made = Core::new(name, config, host, state).and_then(|core| {
             let core = Arc::new(core);
             Ok((Fabric::new(core.clone(), socket)?, core))
         });

@@ -74,7 +74,7 @@ impl Vm {
 
     fn start_with(config: Config, state: Option<&DeviceState>) -> Self {
         let host = FakeHost::new();
-        let (device, fabric) = Device::new(config, host.clone(), state).unwrap();
+        let (device, fabric) = Device::new("test", config, host.clone(), state).unwrap();
         for (bar, address) in [BAR0, BAR1, BAR2].into_iter().enumerate() {
             device.move_bar(bar, address).unwrap();
         }

@@ -32,7 +32,7 @@ fn confine(syscalls: &[i64]) {
 /// Starts a VM whose fabric thread is confined.
 fn start_confined(config: Config) -> Vm {
     let host = FakeHost::new();
-    let (device, fabric) = Device::new(config, host.clone(), None).unwrap();
+    let (device, fabric) = Device::new("test", config, host.clone(), None).unwrap();
     for (bar, address) in [BAR0, BAR1, BAR2].into_iter().enumerate() {
         device.move_bar(bar, address).unwrap();
     }
