@@ -16,7 +16,7 @@ use crate::pci::{BarMove, BarSpec, ConfigSpace, Identity, Msix};
 use crate::registers::{self, Registers};
 use crate::wire::{Bye, Hello};
 use crate::wiring::Wiring;
-use crate::{Config, Counters, DeviceState, Gid, Host, Window};
+use crate::{Config, Counters, DeviceState, Event, EventKind, Gid, Host, Window};
 
 /// BAR0: registers, link table, doorbells.
 const REGISTERS: usize = 0;
@@ -218,7 +218,8 @@ impl Core {
                         // That is this one peer's fault, or nobody's: the others keep their links.
                         log::error!("{}: link {link} ends, no doorbells: {error}", self.name);
                         state.counters.host_errors += 1;
-                        state.lose(self.host(), link, &self.name);
+                        let why = format!("it has no doorbells: {error}");
+                        state.lose(self.host(), link, &self.name, &why);
                         self.wake();
                     }
                 }
@@ -255,6 +256,8 @@ impl Core {
         let state = &mut *self.lock();
         match (bar, offset) {
             (REGISTERS, _) => {
+                let is_doorbell = state.registers.is_doorbell(offset);
+                state.counters.doorbells_trapped += u64::from(is_doorbell);
                 let has_let_go = state.registers.write(offset, data);
                 if has_let_go {
                     self.wake();
@@ -272,7 +275,7 @@ impl Core {
     pub fn reset(&self) {
         let state = &mut *self.lock();
         state.counters.resets += 1;
-        state.end_all(self.host(), &self.name);
+        state.end_all(self.host(), &self.name, "the device is reset");
         state.config_space.reset();
         state.msix.reset();
         state.registers.intr_mask = 0;
@@ -327,6 +330,11 @@ impl Core {
     /// Changes the counters.
     pub fn count(&self, change: impl FnOnce(&mut Counters)) {
         change(&mut self.lock().counters);
+    }
+
+    /// Tells the VMM of something that happened to no link.
+    pub fn tell(&self, event: &Event) {
+        self.host.event(event);
     }
 
     /// Whether there is a link to this GID, or about to be.
@@ -392,6 +400,13 @@ impl Core {
         };
         state.counters.links_up += 1;
         state.raise(&self.name);
+        let size = (1u64 << peer.window_shift) >> 20;
+        self.host.event(&Event {
+            kind: EventKind::LinkUp,
+            link: Some(link),
+            peer: Some(peer.gid),
+            reason: format!("a window of {size} MiB, side {}", peer.side),
+        });
         Ok(generation)
     }
 
@@ -400,11 +415,11 @@ impl Core {
         self.lock().is_up(link, generation)
     }
 
-    /// The peer of this generation of a link is gone.
-    pub fn lose(&self, link: usize, generation: u32) {
+    /// The peer of this generation of a link is gone, for the reason given.
+    pub fn lose(&self, link: usize, generation: u32, why: &str) {
         let state = &mut *self.lock();
         if state.is_up(link, generation) {
-            state.lose(self.host(), link, &self.name);
+            state.lose(self.host(), link, &self.name, why);
         }
     }
 
@@ -414,10 +429,7 @@ impl Core {
         let is_let_go = |link: &crate::link::Link| link.is_let_go();
         let let_go: Vec<bool> = state.registers.links.iter().map(is_let_go).collect();
         for (link, _) in let_go.iter().enumerate().filter(|(_, let_go)| **let_go) {
-            state.remove(self.host(), link, &self.name);
-            if let Some(link) = state.registers.links.get_mut(link) {
-                link.down();
-            }
+            state.down(self.host(), link, &self.name, "the guest has let go");
             state.raise(&self.name);
         }
         let_go.contains(&true)
@@ -427,7 +439,7 @@ impl Core {
     pub fn close(&self) {
         let state = &mut *self.lock();
         state.closed = true;
-        state.end_all(self.host(), &self.name);
+        state.end_all(self.host(), &self.name, "the device closes");
         let masked = state.control.set(self.host(), None);
         state.check(masked, &self.name, "take off the control line");
     }
@@ -541,18 +553,29 @@ impl State {
     }
 
     /// The peer of a link that is up is gone.
-    fn lose(&mut self, host: &dyn Host, link: usize, name: &str) {
+    fn lose(&mut self, host: &dyn Host, link: usize, name: &str, why: &str) {
         self.counters.links_lost += 1;
+        let peer = self.peer(link);
         if let Some(wiring) = &mut self.wirings[link] {
             let disconnected = wiring.disconnect(host);
             self.check(disconnected, name, "disconnect a link");
         }
         let state = self.registers.links.get_mut(link).map(|link| link.lose());
-        if state == Some(LinkState::Down) {
+        let kind = if state == Some(LinkState::Down) {
             self.remove(host, link, name);
-        }
+            EventKind::LinkDown
+        } else {
+            self.counters.links_reset += 1;
+            EventKind::LinkReset
+        };
         self.hand_on_classic(host, name);
         self.raise(name);
+        host.event(&Event {
+            kind,
+            link: Some(link),
+            peer,
+            reason: why.into(),
+        });
     }
 
     /// Gives the Doorbell register to links whose IVPosition no link that has it shares any more.
@@ -584,13 +607,34 @@ impl State {
         }
     }
 
-    /// Makes all links down, whatever the guest has claimed.
-    fn end_all(&mut self, host: &dyn Host, name: &str) {
+    /// The peer of a link, while there is one or the guest still has its window.
+    fn peer(&self, link: usize) -> Option<Gid> {
+        let link = self.registers.links.get(link)?;
+        link.peer().map(|peer| peer.gid)
+    }
+
+    /// Makes a link down, whatever the guest has claimed.
+    fn down(&mut self, host: &dyn Host, link: usize, name: &str, why: &str) {
+        let peer = self.peer(link);
+        self.remove(host, link, name);
+        if let Some(link) = self.registers.links.get_mut(link) {
+            link.down();
+        }
+        // Else it was down before.
+        if peer.is_some() {
+            host.event(&Event {
+                kind: EventKind::LinkDown,
+                link: Some(link),
+                peer,
+                reason: why.into(),
+            });
+        }
+    }
+
+    /// Makes all links down.
+    fn end_all(&mut self, host: &dyn Host, name: &str, why: &str) {
         for link in 0..self.wirings.len() {
-            self.remove(host, link, name);
-            if let Some(link) = self.registers.links.get_mut(link) {
-                link.down();
-            }
+            self.down(host, link, name, why);
         }
     }
 }

@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::core::Core;
+use crate::event::Limiter;
 use crate::handshake::{End, Handshake, Step, Terms};
 use crate::lines::Line;
 use crate::socket::{Packet, Socket, into_eventfd, own_user};
 use crate::wire::{Bye, Message};
-use crate::{Gid, Window};
+use crate::{Event, EventKind, Gid, Window};
 
 /// How long a connection may take to become a link.
 const HANDSHAKE: Duration = Duration::from_secs(2);
@@ -43,6 +44,8 @@ pub struct Fabric {
     connectors: Vec<Connector>,
     connections: BTreeMap<u64, Connection>,
     next_id: u64,
+    /// How often others have made this end complain.
+    limiter: Limiter,
 }
 
 /// A peer that this device joins.
@@ -214,6 +217,7 @@ impl Fabric {
             connectors: core.config.peers.iter().map(connector).collect(),
             connections: BTreeMap::new(),
             next_id: FIRST_CONNECTION,
+            limiter: Limiter::default(),
             core,
         };
         fabric.watch(fabric.core.wake.as_raw_fd(), WAKE)?;
@@ -359,12 +363,10 @@ impl Fabric {
                     .count(|counters| counters.connections_accepted += 1);
                 let is_waiting = |each: &&Connection| each.connector.is_none() && each.is_waiting();
                 if self.connections.values().filter(is_waiting).count() >= MAX_WAITING {
-                    log::warn!(
-                        "{}: too many connections wait to become links",
-                        self.core.name
-                    );
                     self.core.count(|counters| counters.handshakes_refused += 1);
                     let _ = socket.send(&Message::Bye(Bye::Full).encode(), &[]);
+                    let why = "refused: too many connections wait to become links";
+                    self.complain(why, None, true, true);
                 } else {
                     self.begin(socket, None);
                 }
@@ -460,19 +462,24 @@ impl Fabric {
             _ => {}
         });
         let peer = connection.handshake.peer();
+        let is_refused = matches!(
+            ending,
+            Ending::Refused(_) | Ending::Protocol(_) | Ending::TimedOut
+        );
         let (is_warning, why) = ending.describe();
         let mut has_lost = false;
         match connection.stage {
             Stage::Talking => {}
             Stage::Offered { link, .. } => core.cancel(link),
             Stage::Up { link, generation } => {
-                core.lose(link, generation);
+                core.lose(link, generation, &why);
                 let peer = peer.map(|gid| gid.to_string()).unwrap_or_default();
                 log::info!("{}: link {link} to {peer} ends: {why}", core.name);
                 has_lost = true;
             }
         }
         let now = Instant::now();
+        let mut warns = false;
         match connection
             .connector
             .and_then(|index| self.connectors.get_mut(index))
@@ -481,11 +488,37 @@ impl Fabric {
                 connector.say(is_warning, &core.name, &why);
                 connector.retry(now);
             }
-            None if is_warning => log::warn!("{}: a connection ends: {why}", core.name),
-            None => log::debug!("{}: a connection ends: {why}", core.name),
+            None => {
+                log::debug!("{}: a connection ends: {why}", core.name);
+                warns = is_warning;
+            }
+        }
+        if warns || is_refused {
+            self.complain(&why, peer, warns, is_refused);
         }
         if has_lost {
             self.hasten(|connector| connector.gid == peer);
+        }
+    }
+
+    /// Warns of a connection that has ended, and tells the VMM if it was refused; but not as often as others like.
+    fn complain(&mut self, why: &str, peer: Option<Gid>, warns: bool, is_refused: bool) {
+        let reason = match self.limiter.pass(Instant::now()) {
+            Some(0) => why.into(),
+            Some(more) => format!("{why} (and {more} more that were not told)"),
+            None => return,
+        };
+        if warns {
+            log::warn!("{}: a connection ends: {reason}", self.core.name);
+        }
+        if is_refused {
+            let (kind, link) = (EventKind::Refused, None);
+            self.core.tell(&Event {
+                kind,
+                link,
+                peer,
+                reason,
+            });
         }
     }
 }

@@ -19,12 +19,14 @@
 //! | `wiring`, `lines`, `window` | what a link has in the guest: doorbells, interrupts, memory |
 //! | `handshake`, `wire` | the protocol between devices, free of I/O |
 //! | `fabric`, `socket` | the thread that speaks it |
-//! | `state`, `counters` | what goes into a snapshot, and what is counted |
+//! | `state` | what goes into a snapshot |
+//! | `counters`, `event` | what is counted, and what is told |
 
 mod config;
 mod core;
 mod counters;
 mod device;
+mod event;
 mod fabric;
 mod gid;
 mod handshake;
@@ -46,6 +48,7 @@ mod wiring;
 pub use config::{Config, ConfigError};
 pub use counters::Counters;
 pub use device::{Device, Error};
+pub use event::{Event, EventKind};
 pub use fabric::Fabric;
 pub use gid::Gid;
 pub use host::{Host, MsiMessage};

@@ -382,6 +382,36 @@ fn no_more_than_16_connections_wait() {
 }
 
 #[test]
+fn a_thousand_refusals_are_not_told_a_thousand_times() {
+    let scene = Scene::new();
+    scene.vm.host.events();
+    let start = Instant::now();
+    for _ in 0..1000 {
+        let client = scene.connect();
+        client.0.send(b"nonsense", &[]).unwrap();
+        assert_eq!(client.end(), Some(Bye::Protocol));
+    }
+    // Ten in each second that has begun.
+    let most = 10 * (start.elapsed().as_secs() as usize + 2);
+    std::thread::sleep(Duration::from_secs(1));
+    let client = scene.connect();
+    client.hello(MIDDLE);
+    assert_eq!(client.end(), Some(Bye::Refused));
+    let counters = scene.vm.device.counters();
+    assert_eq!(counters.protocol_errors, 1000);
+    assert_eq!(counters.handshakes_refused, 1);
+    let named = counters.named();
+    assert!(named.contains(&("protocol_errors", 1000)));
+    let events = scene.vm.host.events();
+    assert!((11..=most).contains(&events.len()), "{}", events.len());
+    assert!(events.iter().all(|each| each.kind.name() == "refused"));
+    let last = &events.last().unwrap().reason;
+    assert!(last.contains("own GID"), "{last}");
+    assert!(events.iter().any(|each| each.reason.contains("more that")));
+    scene.is_as_before();
+}
+
+#[test]
 fn another_user_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     if crate::socket::own_user() != 0 {

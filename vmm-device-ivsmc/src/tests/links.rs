@@ -418,3 +418,59 @@ fn a_restored_device_keeps_its_name_and_lets_its_guest_let_go() {
     eventually("up again", || a.link_state(0) == UP && a.generation(0) == 2);
     a.stop();
 }
+
+#[test]
+fn a_vmm_is_told_what_happens_to_links() {
+    use crate::EventKind::{LinkDown, LinkReset, LinkUp};
+    let folder = tempfile::tempdir().unwrap();
+    let a = Vm::start(options(folder.path(), "a", &["b"]));
+    let b = || Vm::start(options(folder.path(), "b", &[]));
+    let trapped = || a.device.counters().doorbells_trapped;
+    a.write(0x2000, 1);
+    a.write(0x0c, 1);
+    a.write(0x08, 1);
+    assert_eq!(trapped(), 2);
+    // Not claimed: free at once.
+    let peer = b();
+    a.eventually_up(0);
+    let up = a.host.events();
+    assert_eq!((up.len(), up[0].kind, up[0].link), (1, LinkUp, Some(0)));
+    let gid: Vec<u8> = (0..4)
+        .flat_map(|word| peer.read(0x20 + 4 * word).to_le_bytes())
+        .collect();
+    assert_eq!(up[0].peer.unwrap().bytes().to_vec(), gid);
+    peer.stop();
+    eventually("down", || a.links() == 0);
+    assert_eq!(a.host.event_kinds(), [(LinkDown, Some(0))]);
+    // Claimed: reset, and free once it is let go.
+    let peer = b();
+    a.eventually_up(0);
+    a.claim(0);
+    a.host.events();
+    peer.stop();
+    eventually("lost", || a.link_state(0) == LOST);
+    let reset = a.host.events();
+    assert_eq!((reset.len(), reset[0].kind), (1, LinkReset));
+    assert!(reset[0].reason.contains("Closing"), "{}", reset[0].reason);
+    assert_eq!(reset[0].peer, reset[0].peer.filter(|gid| !gid.is_null()));
+    a.let_go(0);
+    eventually("down", || a.link_state(0) == DOWN);
+    assert_eq!(a.host.event_kinds(), [(LinkDown, Some(0))]);
+    // A reset, and the end.
+    let peer = b();
+    a.eventually_up(0);
+    a.claim(0);
+    a.host.events();
+    a.device.reset();
+    assert_eq!(a.host.event_kinds()[0], (LinkDown, Some(0)));
+    eventually("up anew", || a.links() == 1);
+    assert_eq!(a.host.event_kinds(), [(LinkUp, Some(0))]);
+    let counters = a.device.counters();
+    assert_eq!((counters.links_up, counters.links_reset), (4, 1));
+    assert_eq!(counters.links_lost, 2);
+    assert_eq!(trapped(), 2);
+    let host = a.host.clone();
+    a.stop();
+    assert_eq!(host.event_kinds(), [(LinkDown, Some(0))]);
+    peer.stop();
+}
