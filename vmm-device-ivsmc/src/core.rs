@@ -14,6 +14,7 @@ use crate::lines::Line;
 use crate::link::{LinkTable, State as LinkState};
 use crate::pci::{BarMove, BarSpec, ConfigSpace, Identity, Msix};
 use crate::registers::{self, Registers};
+use crate::socket::{Socket, SocketFile};
 use crate::wire::{Bye, Hello};
 use crate::wiring::Wiring;
 use crate::{Config, Counters, DeviceState, Event, EventKind, Gid, Host, Window};
@@ -54,7 +55,18 @@ pub struct Core {
     pub wake: EventFd,
     host: Arc<dyn Host>,
     stopping: AtomicBool,
+    /// The VM does not run yet: there are no links.
+    held: AtomicBool,
+    place: Mutex<Place>,
     state: Mutex<State>,
+}
+
+/// Where the device listens.
+struct Place {
+    /// There is none while the path is in use, and when the device stops.
+    file: Option<SocketFile>,
+    /// The device stops: it must not listen any more.
+    closed: bool,
 }
 
 struct State {
@@ -105,17 +117,16 @@ fn config_space(config: &Config, msix: &Msix) -> ConfigSpace {
 }
 
 impl Core {
-    /// A device in the state after a reset, or in that of a snapshot. The configuration has been validated.
+    /// A device in the state after a reset, or in that of a snapshot, which is held. The configuration has been
+    /// validated. `file` is that of its socket, if it has one yet.
     pub fn new(
         name: &str,
         config: Config,
         host: Arc<dyn Host>,
         saved: Option<&DeviceState>,
+        file: Option<SocketFile>,
     ) -> io::Result<Self> {
-        let gid = saved
-            .map(|saved| saved.gid)
-            .or(config.gid)
-            .unwrap_or_else(Gid::random);
+        let gid = config.gid.unwrap_or_else(Gid::random);
         let msix = Msix::new(config.vectors);
         let mut state = State {
             config_space: config_space(&config, &msix),
@@ -143,14 +154,18 @@ impl Core {
             wake: EventFd::new(EFD_NONBLOCK)?,
             host,
             stopping: AtomicBool::new(false),
+            held: AtomicBool::new(saved.is_some()),
+            place: Mutex::new(Place {
+                file,
+                closed: false,
+            }),
             state: Mutex::new(state),
             config,
         })
     }
 
-    /// No code panics while it holds the lock; if some did all the same, the state is still the best there is.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn host(&self) -> &dyn Host {
@@ -162,6 +177,11 @@ impl Core {
             log::error!("{}: cannot wake the fabric thread: {error}", self.name);
         }
     }
+}
+
+/// No code panics while it holds a lock; if some did all the same, what it left is still the best there is.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the VMM calls.
@@ -287,7 +307,6 @@ impl Core {
     pub fn snapshot(&self) -> DeviceState {
         let state = &*self.lock();
         DeviceState {
-            gid: self.gid,
             config_space: state.config_space.state(),
             msix: state.msix.state(),
             links: state.registers.links.snapshot(),
@@ -304,9 +323,21 @@ impl Core {
         }
     }
 
+    pub fn resume(&self) {
+        if self.held.swap(false, Ordering::AcqRel) {
+            self.wake();
+        }
+    }
+
     pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
-        self.wake();
+        let mut place = lock(&self.place);
+        if !place.closed {
+            place.closed = true;
+            // While the fabric thread still listens, so that nobody replaces the file in between.
+            place.file = None;
+            self.stopping.store(true, Ordering::Release);
+            self.wake();
+        }
     }
 }
 
@@ -314,6 +345,21 @@ impl Core {
 impl Core {
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
+    }
+
+    /// Listens on a path that was in use when the device was made. `None`: the device stops.
+    pub fn listen(&self) -> io::Result<Option<Socket>> {
+        let mut place = lock(&self.place);
+        if place.closed {
+            return Ok(None);
+        }
+        let (socket, file) = SocketFile::listen(&self.config.path)?;
+        place.file = Some(file);
+        Ok(Some(socket))
     }
 
     /// How this device introduces itself.

@@ -38,8 +38,11 @@ const FIRST_CONNECTION: u64 = 2;
 pub struct Fabric {
     core: Arc<Core>,
     epoll: Epoll,
-    listener: Socket,
-    /// When to accept connections again, if not now.
+    /// There is none as long as the path is in use.
+    listener: Option<Socket>,
+    /// When to try to listen.
+    listening: Retry,
+    /// When to begin to accept connections (again), if not now.
     paused: Option<Instant>,
     connectors: Vec<Connector>,
     connections: BTreeMap<u64, Connection>,
@@ -53,10 +56,16 @@ struct Connector {
     path: PathBuf,
     /// Who was there the last time.
     gid: Option<Gid>,
-    /// When to try next; `None` while there is a connection.
+    /// There is nothing to try while there is a connection.
+    retry: Retry,
+}
+
+/// When to try again what has failed.
+struct Retry {
+    /// When to try next, if at all.
     next: Option<Instant>,
     delay: Duration,
-    /// What it said last in the log, so as not to repeat it at every try.
+    /// What was said of it last in the log, so as not to repeat it at every try.
     said: String,
 }
 
@@ -165,6 +174,8 @@ impl Fabric {
         libc::SYS_restart_syscall,
         // Connections and descriptors in them.
         libc::SYS_socket,
+        libc::SYS_bind,
+        libc::SYS_listen,
         libc::SYS_connect,
         libc::SYS_accept4,
         libc::SYS_getsockopt,
@@ -172,6 +183,13 @@ impl Fabric {
         libc::SYS_sendmsg,
         libc::SYS_recvmsg,
         libc::SYS_close,
+        // The socket's file, if the path was in use at first.
+        libc::SYS_statx,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_lstat,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_unlink,
+        libc::SYS_unlinkat,
         // Windows.
         libc::SYS_memfd_create,
         libc::SYS_ftruncate,
@@ -201,19 +219,19 @@ impl Fabric {
         libc::SYS_exit,
     ];
 
-    pub(crate) fn new(core: Arc<Core>, listener: Socket) -> io::Result<Self> {
+    pub(crate) fn new(core: Arc<Core>, listener: Option<Socket>) -> io::Result<Self> {
         let now = Instant::now();
         let connector = |path: &PathBuf| Connector {
             path: path.clone(),
             gid: None,
-            next: Some(now),
-            delay: FIRST_RETRY,
-            said: String::new(),
+            retry: Retry::from(Some(now)),
         };
         let fabric = Fabric {
             epoll: Epoll::new()?,
+            listening: Retry::from(listener.is_none().then_some(now)),
+            // A device that is held begins later.
+            paused: listener.is_some().then_some(now),
             listener,
-            paused: None,
             connectors: core.config.peers.iter().map(connector).collect(),
             connections: BTreeMap::new(),
             next_id: FIRST_CONNECTION,
@@ -221,7 +239,6 @@ impl Fabric {
             core,
         };
         fabric.watch(fabric.core.wake.as_raw_fd(), WAKE)?;
-        fabric.watch(fabric.listener.as_raw_fd(), LISTENER)?;
         Ok(fabric)
     }
 
@@ -256,6 +273,9 @@ impl Fabric {
 
     /// Milliseconds until something is due; -1: nothing is.
     fn timeout(&self) -> i32 {
+        if self.core.is_held() {
+            return -1;
+        }
         let waiting = self
             .connections
             .values()
@@ -264,8 +284,9 @@ impl Fabric {
         let retries = self
             .connectors
             .iter()
-            .filter_map(|connector| connector.next);
-        let Some(due) = deadlines.chain(retries).chain(self.paused).min() else {
+            .filter_map(|connector| connector.retry.next);
+        let own = [self.paused, self.listening.next].into_iter().flatten();
+        let Some(due) = deadlines.chain(retries).chain(own).min() else {
             return -1;
         };
         let wait = due.saturating_duration_since(Instant::now());
@@ -275,12 +296,20 @@ impl Fabric {
 
     /// Does what is due.
     fn expire(&mut self) {
+        if self.core.is_held() {
+            return;
+        }
         let now = Instant::now();
-        if self.paused.is_some_and(|until| until <= now) {
-            self.paused = None;
-            if let Err(error) = self.watch(self.listener.as_raw_fd(), LISTENER) {
-                log::error!("{}: no peer can connect any more: {error}", self.core.name);
+        if self.listening.is_due(now) {
+            self.listen(now);
+        }
+        if self.paused.is_some_and(|until| until <= now)
+            && let Some(listener) = &self.listener
+        {
+            if let Err(error) = self.watch(listener.as_raw_fd(), LISTENER) {
+                log::error!("{}: no peer can connect: {error}", self.core.name);
             }
+            self.paused = None;
         }
         let is_late =
             |connection: &Connection| connection.is_waiting() && connection.deadline <= now;
@@ -294,13 +323,32 @@ impl Fabric {
             self.end(id, Ending::TimedOut);
         }
         for index in 0..self.connectors.len() {
-            if self.connectors[index].next.is_some_and(|next| next <= now) {
+            if self.connectors[index].retry.is_due(now) {
                 self.join(index, now);
             }
         }
     }
 
-    /// The device stops, or the guest has let go of windows, or the device was reset.
+    /// Listens, now that the path may be free.
+    fn listen(&mut self, now: Instant) {
+        let (name, path) = (&self.core.name, self.core.config.path.display());
+        match self.core.listen() {
+            Ok(listener) => {
+                log::info!("{name}: listens on {path} now");
+                self.listener = listener;
+                self.listening.next = None;
+                self.paused = Some(now);
+            }
+            Err(error) => {
+                if self.listening.is_news(&error.to_string()) {
+                    log::info!("{name}: listens on {path} as soon as it can: {error}");
+                }
+                self.listening.later(now);
+            }
+        }
+    }
+
+    /// The device stops, or is held no longer, or the guest has let go of windows, or the device was reset.
     fn woken(&mut self) {
         // It is nobody else's and does not block; an error says that it is empty.
         let _ = self.core.wake.read();
@@ -330,8 +378,8 @@ impl Fabric {
             .iter_mut()
             .filter(|connector| which(connector))
         {
-            connector.delay = FIRST_RETRY;
-            connector.next = connector.next.map(|next| next.min(soon));
+            connector.retry.delay = FIRST_RETRY;
+            connector.retry.next = connector.retry.next.map(|next| next.min(soon));
         }
     }
 
@@ -339,25 +387,28 @@ impl Fabric {
     fn join(&mut self, index: usize, now: Instant) {
         let connector = &mut self.connectors[index];
         if connector.gid.is_some_and(|gid| self.core.is_joined(gid)) {
-            connector.next = Some(now + LAST_RETRY);
+            connector.retry.next = Some(now + LAST_RETRY);
             return;
         }
         match Socket::connect(&connector.path) {
             Ok(socket) => {
-                connector.next = None;
+                connector.retry.next = None;
                 self.core.count(|counters| counters.connections_made += 1);
                 self.begin(socket, Some(index));
             }
             Err(error) => {
                 connector.say(false, &self.core.name, &error.to_string());
-                connector.retry(now);
+                connector.retry.later(now);
             }
         }
     }
 
     /// Takes the connection that somebody has made.
     fn accept(&mut self) {
-        match self.listener.accept() {
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        match listener.accept() {
             Ok(Some(socket)) => {
                 self.core
                     .count(|counters| counters.connections_accepted += 1);
@@ -375,7 +426,7 @@ impl Fabric {
             Err(error) => {
                 log::error!("{}: cannot accept a connection: {error}", self.core.name);
                 // The connection stays in the queue: look again when there may be descriptors.
-                let fd = self.listener.as_raw_fd();
+                let fd = listener.as_raw_fd();
                 if self
                     .epoll
                     .ctl(ControlOperation::Delete, fd, EpollEvent::default())
@@ -437,7 +488,7 @@ impl Fabric {
         if let (Some(gid), Some(index)) = (connection.handshake.peer(), connection.connector) {
             self.connectors[index].gid = Some(gid);
             if !connection.is_waiting() {
-                self.connectors[index].delay = FIRST_RETRY;
+                self.connectors[index].retry.delay = FIRST_RETRY;
             }
         }
         if let Err(ending) = result {
@@ -486,7 +537,7 @@ impl Fabric {
         {
             Some(connector) => {
                 connector.say(is_warning, &core.name, &why);
-                connector.retry(now);
+                connector.retry.later(now);
             }
             None => {
                 log::debug!("{}: a connection ends: {why}", core.name);
@@ -533,26 +584,47 @@ impl Drop for Fabric {
 }
 
 impl Connector {
+    /// Logs why there is no link, once.
+    fn say(&mut self, is_warning: bool, name: &str, why: &str) {
+        let path = self.path.display();
+        let level = match (self.retry.is_news(why), is_warning) {
+            (false, _) => log::Level::Debug,
+            (true, false) => log::Level::Info,
+            (true, true) => log::Level::Warn,
+        };
+        log::log!(level, "{name}: no link to {path}: {why}");
+    }
+}
+
+impl From<Option<Instant>> for Retry {
+    /// To be tried at first at `next`.
+    fn from(next: Option<Instant>) -> Self {
+        Retry {
+            next,
+            delay: FIRST_RETRY,
+            said: String::new(),
+        }
+    }
+}
+
+impl Retry {
+    fn is_due(&self, now: Instant) -> bool {
+        self.next.is_some_and(|next| next <= now)
+    }
+
     /// Tries again, each time a little later.
-    fn retry(&mut self, now: Instant) {
+    fn later(&mut self, now: Instant) {
         self.next = Some(now + self.delay);
         self.delay = (self.delay * 2).min(LAST_RETRY);
     }
 
-    /// Logs why there is no link, once.
-    fn say(&mut self, is_warning: bool, name: &str, why: &str) {
-        let path = self.path.display();
-        if self.said == why {
-            log::debug!("{name}: no link to {path}: {why}");
-            return;
+    /// Whether this has not just been said.
+    fn is_news(&mut self, why: &str) -> bool {
+        let is_news = self.said != why;
+        if is_news {
+            self.said = why.into();
         }
-        self.said = why.into();
-        let level = if is_warning {
-            log::Level::Warn
-        } else {
-            log::Level::Info
-        };
-        log::log!(level, "{name}: no link to {path}: {why}");
+        is_news
     }
 }
 

@@ -251,7 +251,8 @@ fn identity(path: &Path) -> io::Result<FileIdentity> {
     Ok((metadata.dev(), metadata.ino(), metadata.created().ok()))
 }
 
-/// The file of a socket that listens.
+/// The file of a socket that listens. Dropping it removes the file, unless it is another's by now; while the socket
+/// still listens, nobody replaces it in between.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -269,9 +270,14 @@ impl SocketFile {
                 if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
                     return Err(io::ErrorKind::AlreadyExists.into());
                 }
+                let found = identity(path)?;
                 match Socket::connect(path) {
                     Err(stale) if stale.kind() == io::ErrorKind::ConnectionRefused => {}
                     _ => return Err(error),
+                }
+                // Somebody else may have replaced it since.
+                if identity(path)? != found {
+                    return Err(error);
                 }
                 std::fs::remove_file(path)?;
                 Socket::listen(path)?
@@ -287,9 +293,10 @@ impl SocketFile {
             },
         ))
     }
+}
 
-    /// Removes the file, unless it is another process's by now.
-    pub fn remove(&self) {
+impl Drop for SocketFile {
+    fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|identity| identity == self.identity)
             && let Err(error) = std::fs::remove_file(&self.path)
         {
@@ -355,9 +362,9 @@ mod tests {
         assert_eq!(kind(&path), io::ErrorKind::AddrInUse);
         drop(socket);
         let (_socket, new_file) = SocketFile::listen(&path).unwrap();
-        file.remove();
+        drop(file);
         assert!(path.exists(), "it is another's by now");
-        new_file.remove();
+        drop(new_file);
         assert!(!path.exists());
         File::create(&path).unwrap();
         assert_eq!(kind(&path), io::ErrorKind::AlreadyExists);

@@ -78,6 +78,7 @@ impl Vm {
         for (bar, address) in [BAR0, BAR1, BAR2].into_iter().enumerate() {
             device.move_bar(bar, address).unwrap();
         }
+        device.resume();
         let thread = Some(std::thread::spawn(move || fabric.run()));
         Vm {
             device,
