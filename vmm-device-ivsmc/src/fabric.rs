@@ -4,16 +4,19 @@
 //! and nothing changes, it sleeps.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use crate::connectors::{Connector, Connectors, FIRST_RETRY, LAST_RETRY, Retry};
 use crate::core::Core;
 use crate::event::Limiter;
+use crate::folder::{self, Folder};
 use crate::handshake::{End, Handshake, Step, Terms};
 use crate::lines::Line;
 use crate::socket::{Packet, Socket, into_eventfd, own_user};
@@ -24,15 +27,18 @@ use crate::{Event, EventKind, Gid, Window};
 const HANDSHAKE: Duration = Duration::from_secs(2);
 /// How many connections that others made may be waiting to become links.
 const MAX_WAITING: usize = 16;
-/// When to try a peer again: at first, and at most.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(1);
+/// How many that this end made may be: no fewer than the most peers that can be listed. Folders can have more.
+const MAX_JOINING: usize = 64;
+/// How long to let a folder come to rest before it is looked at.
+const REST: Duration = Duration::from_millis(50);
 /// How long not to accept connections when the process is out of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
 const WAKE: u64 = 0;
 const LISTENER: u64 = 1;
 const FIRST_CONNECTION: u64 = 2;
+/// What is told apart from a connection's number by this bit is a folder's.
+const FOLDER: u64 = 1 << 63;
 
 /// What the fabric thread runs. The VMM moves it to a thread of its own and calls [`run`](Self::run).
 pub struct Fabric {
@@ -44,35 +50,19 @@ pub struct Fabric {
     listening: Retry,
     /// When to begin to accept connections (again), if not now.
     paused: Option<Instant>,
-    connectors: Vec<Connector>,
+    connectors: Connectors,
+    /// The folders among them that are watched.
+    folders: BTreeMap<u64, Folder>,
     connections: BTreeMap<u64, Connection>,
     next_id: u64,
     /// How often others have made this end complain.
     limiter: Limiter,
 }
 
-/// A peer that this device joins.
-struct Connector {
-    path: PathBuf,
-    /// Who was there the last time.
-    gid: Option<Gid>,
-    /// There is nothing to try while there is a connection.
-    retry: Retry,
-}
-
-/// When to try again what has failed.
-struct Retry {
-    /// When to try next, if at all.
-    next: Option<Instant>,
-    delay: Duration,
-    /// What was said of it last in the log, so as not to repeat it at every try.
-    said: String,
-}
-
 struct Connection {
     socket: Socket,
     /// The connector that made it; `None` if the other end did.
-    connector: Option<usize>,
+    connector: Option<u64>,
     handshake: Handshake,
     deadline: Instant,
     stage: Stage,
@@ -155,6 +145,25 @@ impl From<End> for Ending {
     }
 }
 
+/// Watches a folder, or goes on to: its descriptor is heard of once from now on.
+fn watch_folder(
+    epoll: &Epoll,
+    folders: &mut BTreeMap<u64, Folder>,
+    id: u64,
+    path: &Path,
+) -> io::Result<()> {
+    let (operation, folder) = match folders.entry(id) {
+        Entry::Occupied(entry) => {
+            let folder = entry.into_mut();
+            folder.renew()?;
+            (ControlOperation::Modify, folder)
+        }
+        Entry::Vacant(entry) => (ControlOperation::Add, entry.insert(Folder::watch(path)?)),
+    };
+    let event = EpollEvent::new(EventSet::IN | EventSet::ONE_SHOT, FOLDER | id);
+    epoll.ctl(operation, folder.as_raw_fd(), event)
+}
+
 /// An error of this end's own.
 fn internal(what: &'static str) -> impl Fn(io::Error) -> Ending {
     move |error| Ending::Internal(format!("cannot {what}: {error}"))
@@ -190,6 +199,16 @@ impl Fabric {
         #[cfg(target_arch = "x86_64")]
         libc::SYS_unlink,
         libc::SYS_unlinkat,
+        // Folders of peers.
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_stat,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_open,
+        libc::SYS_inotify_init1,
+        libc::SYS_inotify_add_watch,
+        libc::SYS_inotify_rm_watch,
+        libc::SYS_openat,
+        libc::SYS_getdents64,
         // Windows.
         libc::SYS_memfd_create,
         libc::SYS_ftruncate,
@@ -221,18 +240,14 @@ impl Fabric {
 
     pub(crate) fn new(core: Arc<Core>, listener: Option<Socket>) -> io::Result<Self> {
         let now = Instant::now();
-        let connector = |path: &PathBuf| Connector {
-            path: path.clone(),
-            gid: None,
-            retry: Retry::from(Some(now)),
-        };
         let fabric = Fabric {
             epoll: Epoll::new()?,
             listening: Retry::from(listener.is_none().then_some(now)),
             // A device that is held begins later.
             paused: listener.is_some().then_some(now),
             listener,
-            connectors: core.config.peers.iter().map(connector).collect(),
+            connectors: Connectors::new(&core.config.peers, now),
+            folders: BTreeMap::new(),
             connections: BTreeMap::new(),
             next_id: FIRST_CONNECTION,
             limiter: Limiter::default(),
@@ -257,6 +272,7 @@ impl Fabric {
                         match event.data() {
                             WAKE => self.woken(),
                             LISTENER => self.accept(),
+                            id if id & FOLDER != 0 => self.stirred(id & !FOLDER),
                             id => self.readable(id),
                         }
                     }
@@ -281,12 +297,8 @@ impl Fabric {
             .values()
             .filter(|connection| connection.is_waiting());
         let deadlines = waiting.map(|connection| connection.deadline);
-        let retries = self
-            .connectors
-            .iter()
-            .filter_map(|connector| connector.retry.next);
-        let own = [self.paused, self.listening.next].into_iter().flatten();
-        let Some(due) = deadlines.chain(retries).chain(own).min() else {
+        let retries = [self.paused, self.listening.next, self.connectors.next()];
+        let Some(due) = deadlines.chain(retries.into_iter().flatten()).min() else {
             return -1;
         };
         let wait = due.saturating_duration_since(Instant::now());
@@ -322,10 +334,8 @@ impl Fabric {
         for id in late {
             self.end(id, Ending::TimedOut);
         }
-        for index in 0..self.connectors.len() {
-            if self.connectors[index].retry.is_due(now) {
-                self.join(index, now);
-            }
+        for id in self.connectors.due(now) {
+            self.attempt(id, now);
         }
     }
 
@@ -353,7 +363,7 @@ impl Fabric {
         // It is nobody else's and does not block; an error says that it is empty.
         let _ = self.core.wake.read();
         if self.core.tend() {
-            self.hasten(|_| true);
+            self.connectors.hasten(Instant::now(), |_| true);
         }
         let is_gone = |connection: &Connection| match connection.stage {
             Stage::Up { link, generation } => !self.core.is_up(link, generation),
@@ -370,31 +380,73 @@ impl Fabric {
         }
     }
 
-    /// Makes connectors that wait try again soon.
-    fn hasten(&mut self, which: impl Fn(&Connector) -> bool) {
-        let soon = Instant::now() + FIRST_RETRY;
-        for connector in self
-            .connectors
-            .iter_mut()
-            .filter(|connector| which(connector))
-        {
-            connector.retry.delay = FIRST_RETRY;
-            connector.retry.next = connector.retry.next.map(|next| next.min(soon));
+    /// Joins a peer, or looks into a folder of them. What is listed may be either, and become the other.
+    fn attempt(&mut self, id: u64, now: Instant) {
+        let Some(connector) = self.connectors.get_mut(id) else {
+            return;
+        };
+        let is_watched = self.folders.contains_key(&id);
+        if connector.is_listed() && (is_watched || connector.path.is_dir()) {
+            self.look(id, now);
+        } else {
+            self.join(id, now);
         }
     }
 
+    /// Something has happened in a folder. It is looked at in a moment, and not heard of any more until then: who
+    /// does a lot in it must not keep this thread busy.
+    fn stirred(&mut self, id: u64) {
+        if let Some(connector) = self.connectors.get_mut(id) {
+            connector.retry.next = Some(Instant::now() + REST);
+        }
+    }
+
+    /// Looks which sockets are in a folder, and again when that changes.
+    fn look(&mut self, id: u64, now: Instant) {
+        let own = &self.core.config.path;
+        let Some(connector) = self.connectors.get_mut(id) else {
+            return;
+        };
+        let watched = watch_folder(&self.epoll, &mut self.folders, id, &connector.path);
+        let found = match watched.and_then(|()| folder::sockets(&connector.path, own)) {
+            Ok(found) => {
+                connector.retry.next = None;
+                found
+            }
+            Err(error) => {
+                // It is gone, or another one by now, or there is something else.
+                self.folders.remove(&id);
+                connector.retry.next = Some(now + LAST_RETRY);
+                if connector.retry.is_news(&error.to_string()) {
+                    let (name, path) = (&self.core.name, connector.path.display());
+                    log::info!("{name}: looks for the folder {path} each second: {error}");
+                }
+                // Perhaps it can just not be watched.
+                folder::sockets(&connector.path, own).unwrap_or_default()
+            }
+        };
+        self.connectors.update(id, found, now);
+    }
+
     /// Connects to a peer, unless there is a link to it.
-    fn join(&mut self, index: usize, now: Instant) {
-        let connector = &mut self.connectors[index];
+    fn join(&mut self, id: u64, now: Instant) {
+        let Some(connector) = self.connectors.get_mut(id) else {
+            return;
+        };
         if connector.gid.is_some_and(|gid| self.core.is_joined(gid)) {
             connector.retry.next = Some(now + LAST_RETRY);
+            return;
+        }
+        let is_joining = |each: &&Connection| each.connector.is_some() && each.is_waiting();
+        if self.connections.values().filter(is_joining).count() >= MAX_JOINING {
+            connector.retry.next = Some(now + FIRST_RETRY);
             return;
         }
         match Socket::connect(&connector.path) {
             Ok(socket) => {
                 connector.retry.next = None;
                 self.core.count(|counters| counters.connections_made += 1);
-                self.begin(socket, Some(index));
+                self.begin(socket, Some(id));
             }
             Err(error) => {
                 connector.say(false, &self.core.name, &error.to_string());
@@ -439,7 +491,7 @@ impl Fabric {
     }
 
     /// Both ends of a new connection introduce themselves.
-    fn begin(&mut self, socket: Socket, connector: Option<usize>) {
+    fn begin(&mut self, socket: Socket, connector: Option<u64>) {
         let hello = self.core.hello();
         let id = self.next_id;
         self.next_id += 1;
@@ -485,10 +537,13 @@ impl Fabric {
             Ok(Some(packet)) => connection.receive(packet, &self.core),
             Err(_) => Err(Ending::Left(None)),
         };
-        if let (Some(gid), Some(index)) = (connection.handshake.peer(), connection.connector) {
-            self.connectors[index].gid = Some(gid);
+        if let Some(gid) = connection.handshake.peer()
+            && let Some(id) = connection.connector
+            && let Some(connector) = self.connectors.get_mut(id)
+        {
+            connector.gid = Some(gid);
             if !connection.is_waiting() {
-                self.connectors[index].retry.delay = FIRST_RETRY;
+                connector.retry.delay = FIRST_RETRY;
             }
         }
         if let Err(ending) = result {
@@ -531,13 +586,12 @@ impl Fabric {
         }
         let now = Instant::now();
         let mut warns = false;
-        match connection
-            .connector
-            .and_then(|index| self.connectors.get_mut(index))
-        {
-            Some(connector) => {
-                connector.say(is_warning, &core.name, &why);
-                connector.retry.later(now);
+        match connection.connector {
+            Some(id) => {
+                if let Some(connector) = self.connectors.get_mut(id) {
+                    connector.say(is_warning, &core.name, &why);
+                }
+                self.connectors.ended(id, now);
             }
             None => {
                 log::debug!("{}: a connection ends: {why}", core.name);
@@ -548,7 +602,8 @@ impl Fabric {
             self.complain(&why, peer, warns, is_refused);
         }
         if has_lost {
-            self.hasten(|connector| connector.gid == peer);
+            let is_its = |connector: &Connector| connector.gid == peer;
+            self.connectors.hasten(now, is_its);
         }
     }
 
@@ -580,51 +635,6 @@ impl Drop for Fabric {
             self.end(id, Ending::Closing);
         }
         self.core.close();
-    }
-}
-
-impl Connector {
-    /// Logs why there is no link, once.
-    fn say(&mut self, is_warning: bool, name: &str, why: &str) {
-        let path = self.path.display();
-        let level = match (self.retry.is_news(why), is_warning) {
-            (false, _) => log::Level::Debug,
-            (true, false) => log::Level::Info,
-            (true, true) => log::Level::Warn,
-        };
-        log::log!(level, "{name}: no link to {path}: {why}");
-    }
-}
-
-impl From<Option<Instant>> for Retry {
-    /// To be tried at first at `next`.
-    fn from(next: Option<Instant>) -> Self {
-        Retry {
-            next,
-            delay: FIRST_RETRY,
-            said: String::new(),
-        }
-    }
-}
-
-impl Retry {
-    fn is_due(&self, now: Instant) -> bool {
-        self.next.is_some_and(|next| next <= now)
-    }
-
-    /// Tries again, each time a little later.
-    fn later(&mut self, now: Instant) {
-        self.next = Some(now + self.delay);
-        self.delay = (self.delay * 2).min(LAST_RETRY);
-    }
-
-    /// Whether this has not just been said.
-    fn is_news(&mut self, why: &str) -> bool {
-        let is_news = self.said != why;
-        if is_news {
-            self.said = why.into();
-        }
-        is_news
     }
 }
 

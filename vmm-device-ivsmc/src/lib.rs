@@ -19,15 +19,18 @@
 //! | `wiring`, `lines`, `window` | what a link has in the guest: doorbells, interrupts, memory |
 //! | `handshake`, `wire` | the protocol between devices, free of I/O |
 //! | `fabric`, `socket` | the thread that speaks it |
+//! | `connectors`, `folder` | whom it joins and when, and which sockets are in a folder |
 //! | `state` | what goes into a snapshot |
 //! | `counters`, `event` | what is counted, and what is told |
 
 mod config;
+mod connectors;
 mod core;
 mod counters;
 mod device;
 mod event;
 mod fabric;
+mod folder;
 mod gid;
 mod handshake;
 mod host;

@@ -112,6 +112,20 @@ fn a_life_in_the_sandbox() {
     eventually("timed out", || b_counters().handshakes_timed_out > 0);
     drop(silent);
     eventually("refused", || a.device.counters().handshakes_refused > 0);
+    // A folder of peers, which comes, changes, is replaced and goes.
+    let joined = folder.path().join("folder");
+    let joiner = start_confined(options(folder.path(), "joiner", &["folder"]));
+    std::fs::create_dir(&joined).unwrap();
+    for n in 0..2 {
+        let member = start_confined(options(&joined, "member", &[]));
+        eventually("found", || member.links() == 1);
+        member.stop();
+        std::fs::rename(&joined, folder.path().join(format!("old{n}"))).unwrap();
+        std::fs::create_dir(&joined).unwrap();
+    }
+    std::fs::remove_dir(&joined).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    joiner.stop();
     // A VM that moves: it waits for the path, which was in use.
     let joins = [Path::new("nobody-relative").into(), folder.path().join("b")];
     let moved = Config {
