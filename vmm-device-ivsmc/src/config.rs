@@ -2,7 +2,8 @@
 
 //! The device's options: parsed from text, and checked apart from that, with one error for each rule.
 
-use std::path::{Path, PathBuf};
+use std::ops::RangeInclusive;
+use std::path::{self, Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -21,7 +22,7 @@ const MAX_PEERS: u16 = 64;
 /// The most MSI-X vectors of a device.
 const MAX_VECTORS: u16 = 16;
 /// The CHIDs that Linux reserves for emulated ISM devices, except loopback's.
-const FABRIC_IDS: std::ops::RangeInclusive<u16> = 0xff00..=0xfffe;
+const FABRIC_IDS: RangeInclusive<u16> = 0xff00..=0xfffe;
 
 /// The options of one device. Serialised they have the names that they have on the command line, and a VMM can
 /// flatten them into a struct of its own.
@@ -358,7 +359,7 @@ fn check_path(option: &'static str, path: &Path) -> Result<(), ConfigError> {
 
 /// Whether two paths are the same file as far as their text says.
 fn same_path(one: &Path, other: &Path) -> bool {
-    match (std::path::absolute(one), std::path::absolute(other)) {
+    match (path::absolute(one), path::absolute(other)) {
         (Ok(one), Ok(other)) => one == other,
         _ => one == other,
     }

@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::handshake::Terms;
 use crate::lines::Line;
-use crate::link::{LinkTable, State as LinkState};
+use crate::link::{Link, LinkTable, State as LinkState};
 use crate::pci::{BarMove, BarSpec, ConfigSpace, Identity, Msix};
 use crate::registers::{self, Registers};
 use crate::socket::{Socket, SocketFile};
@@ -315,7 +315,7 @@ impl Core {
 
     pub fn counters(&self) -> Counters {
         let state = &*self.lock();
-        let is_up = |link: &&crate::link::Link| link.state() == LinkState::Up;
+        let is_up = |link: &&Link| link.state() == LinkState::Up;
         let links = state.registers.links.iter().filter(is_up).count() as u64;
         Counters {
             links,
@@ -472,7 +472,7 @@ impl Core {
     /// Takes out of the guest the windows that it has let go of. Returns whether there were any.
     pub fn tend(&self) -> bool {
         let state = &mut *self.lock();
-        let is_let_go = |link: &crate::link::Link| link.is_let_go();
+        let is_let_go = |link: &Link| link.is_let_go();
         let let_go: Vec<bool> = state.registers.links.iter().map(is_let_go).collect();
         for (link, _) in let_go.iter().enumerate().filter(|(_, let_go)| **let_go) {
             state.down(self.host(), link, &self.name, "the guest has let go");

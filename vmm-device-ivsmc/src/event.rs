@@ -2,6 +2,7 @@
 
 //! What happened, for a VMM that tells its user.
 
+use std::mem;
 use std::time::{Duration, Instant};
 
 use crate::Gid;
@@ -73,7 +74,7 @@ impl Limiter {
             return None;
         }
         self.passed += 1;
-        Some(std::mem::take(&mut self.left_out))
+        Some(mem::take(&mut self.left_out))
     }
 }
 

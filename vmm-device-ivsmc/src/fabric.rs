@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -332,7 +333,7 @@ impl Fabric {
             .map(|(&id, _)| id)
             .collect();
         for id in late {
-            self.end(id, Ending::TimedOut);
+            self.end(id, &Ending::TimedOut);
         }
         for id in self.connectors.due(now) {
             self.attempt(id, now);
@@ -376,7 +377,7 @@ impl Fabric {
             .map(|(&id, _)| id)
             .collect();
         for id in gone {
-            self.end(id, Ending::Closing);
+            self.end(id, &Ending::Closing);
         }
     }
 
@@ -522,7 +523,7 @@ impl Fabric {
             },
         );
         if let Some(ending) = ending {
-            self.end(id, ending);
+            self.end(id, &ending);
         }
     }
 
@@ -547,12 +548,12 @@ impl Fabric {
             }
         }
         if let Err(ending) = result {
-            self.end(id, ending);
+            self.end(id, &ending);
         }
     }
 
     /// Ends a connection, and the link that it was.
-    fn end(&mut self, id: u64, ending: Ending) {
+    fn end(&mut self, id: u64, ending: &Ending) {
         let Some(connection) = self.connections.remove(&id) else {
             return;
         };
@@ -632,7 +633,7 @@ impl Fabric {
 impl Drop for Fabric {
     fn drop(&mut self) {
         for id in self.connections.keys().copied().collect::<Vec<_>>() {
-            self.end(id, Ending::Closing);
+            self.end(id, &Ending::Closing);
         }
         self.core.close();
     }
@@ -753,7 +754,7 @@ impl Connection {
 
     /// Side 0's window has been taken.
     fn accepted(&mut self, terms: Terms, packet: Packet, core: &Core) -> Result<(), Ending> {
-        let stage = std::mem::replace(&mut self.stage, Stage::Talking);
+        let stage = mem::replace(&mut self.stage, Stage::Talking);
         let Stage::Offered {
             link,
             window,
