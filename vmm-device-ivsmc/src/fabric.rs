@@ -344,12 +344,14 @@ impl Fabric {
     fn listen(&mut self, now: Instant) {
         let (name, path) = (&self.core.name, self.core.config.path.display());
         match self.core.listen() {
-            Ok(listener) => {
+            Ok(Some(listener)) => {
                 log::info!("{name}: listens on {path} now");
-                self.listener = listener;
+                self.listener = Some(listener);
                 self.listening.next = None;
                 self.paused = Some(now);
             }
+            // The device stops.
+            Ok(None) => self.listening.next = None,
             Err(error) => {
                 if self.listening.is_news(&error.to_string()) {
                     log::info!("{name}: listens on {path} as soon as it can: {error}");
