@@ -47,6 +47,7 @@ pub struct Guest {
     cpus: u8,
     megabytes: u32,
     device: Option<String>,
+    moves: bool,
 }
 
 impl Guest {
@@ -60,6 +61,7 @@ impl Guest {
             cpus: 1,
             megabytes: 512,
             device: None,
+            moves: false,
         }
     }
 
@@ -78,6 +80,12 @@ impl Guest {
     /// Gives it an ivsmc device: the value of `--ivsmc`. For QEMU: the server's socket.
     pub fn ivsmc(mut self, option: impl Into<String>) -> Self {
         self.device = Some(option.into());
+        self
+    }
+
+    /// Makes it one that can be moved to another VMM on this machine while it runs.
+    pub fn movable(mut self) -> Self {
+        self.moves = true;
         self
     }
 
@@ -109,6 +117,10 @@ impl Guest {
 
     pub(crate) fn device(&self) -> Option<&str> {
         self.device.as_deref()
+    }
+
+    pub(crate) fn can_move(&self) -> bool {
+        self.moves
     }
 
     /// Starts its VMM; the guest boots meanwhile.
@@ -203,6 +215,13 @@ impl Running {
         &mut self.agent
     }
 
+    /// Goes on with the guest, as it is, in another VMM; gives the one that had it.
+    pub fn continue_in(&mut self, vmm: Vmm) -> Result<Vmm> {
+        let old = std::mem::replace(&mut self.vmm, vmm);
+        self.agent = connect(&self.guest, &mut self.vmm, self.boot_time)?;
+        Ok(old)
+    }
+
     /// Its VMM.
     pub fn vmm(&mut self) -> &mut Vmm {
         &mut self.vmm
@@ -238,6 +257,30 @@ impl Running {
             })
             .collect::<Result<_>>()
             .with_context(|| format!("counters: {text}"))
+    }
+
+    /// How many DMBs ivpci has: in use, no longer in use but not free yet, and attached ones of peers.
+    pub fn buffers(&mut self) -> Result<[u64; 3]> {
+        let counters = self.counters()?;
+        Ok(["dmbs", "dmbs_retired", "attached"]
+            .map(|name| counters.get(name).copied().unwrap_or(0)))
+    }
+
+    /// Waits until it has none.
+    pub fn wait_for_no_buffers(&mut self, timeout: Duration) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let buffers = self.buffers()?;
+            if buffers == [0; 3] {
+                return Ok(());
+            }
+            ensure!(
+                start.elapsed() < timeout,
+                "guest {}: DMBs in use, retired, attached after {timeout:?}: {buffers:?}",
+                self.guest.name
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Waits until ivpci says that a link is up (or, if not `up`, that none is).

@@ -5,18 +5,24 @@
 //! |---|---|
 //! | [`lab`] | where things are: stage, logs, platform, VMM |
 //! | [`network`] | a bridge and taps |
-//! | [`vmm`] | a VMM's process |
+//! | [`vmm`] | a VMM: its start, its end |
+//! | [`api`] | Cloud Hypervisor's REST API |
+//! | [`process`] | what a process has and does |
+//! | [`intruder`] | a client of a device's socket that does not behave |
 //! | [`guest`] | a guest: its making, what it is asked to do, its state of health |
 //! | [`pair`] | two guests that are each other's peers |
 //! | [`demo`] | TCP over virtio-net and SMC-D, measured by sockperf |
 //! | [`suite`] | the tests |
 //! | [`qemu`] | ivpci on QEMU's ivshmem-doorbell, with a server for it |
 
+pub mod api;
 pub mod demo;
 pub mod guest;
+pub mod intruder;
 pub mod lab;
 pub mod network;
 pub mod pair;
+pub mod process;
 pub mod qemu;
 mod sockperf;
 pub mod suite;

@@ -7,12 +7,15 @@ use std::fs::OpenOptions;
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 /// The guests' network: the bridge is host 1, guests follow.
 const NETWORK: [u8; 3] = [10, 77, 0];
 /// Length of its prefix, in bits.
 pub const PREFIX: u8 = 24;
 const BRIDGE: &str = "ivsmc";
+/// How the names of taps begin that Cloud Hypervisor makes.
+const VMMS_TAP: &str = "vmtap";
 // Of uapi linux/sockios.h; libc does not have them.
 const SIOCBRADDBR: libc::c_ulong = 0x89a0;
 const SIOCBRADDIF: libc::c_ulong = 0x89a2;
@@ -67,11 +70,39 @@ impl Network {
             .map_err(named("a tap"))?;
         // SAFETY: TUNSETPERSIST takes a number.
         checked(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST as _, 1) })?;
+        self.add_port(name)
+    }
 
-        let mut port = self::request(BRIDGE)?;
+    fn add_port(&self, name: &str) -> io::Result<()> {
+        let mut port = request(BRIDGE)?;
         port.ifr_ifru.ifru_ifindex = interface_index(name)?;
         self.call(SIOCBRADDIF, &mut port)?;
         self.up(name)
+    }
+
+    /// Waits for a tap that a VMM makes itself, and makes it a port of the bridge.
+    pub fn adopt_tap(&self, timeout: Duration) -> io::Result<()> {
+        let start = Instant::now();
+        loop {
+            for name in interfaces()? {
+                if !name.starts_with(VMMS_TAP) {
+                    continue;
+                }
+                match self.add_port(&name) {
+                    Ok(()) => return Ok(()),
+                    // It is a port already.
+                    Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if start.elapsed() > timeout {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the VMM makes no tap",
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     fn up(&self, name: &str) -> io::Result<()> {
@@ -137,6 +168,28 @@ fn interface_index(name: &str) -> io::Result<i32> {
         0 => Err(io::Error::last_os_error()),
         index => i32::try_from(index).map_err(io::Error::other),
     }
+}
+
+/// The names of all interfaces.
+fn interfaces() -> io::Result<Vec<String>> {
+    // SAFETY: takes no pointers; gives a list that ends with an empty entry, or null.
+    let list = unsafe { libc::if_nameindex() };
+    if list.is_null() {
+        return Err(io::Error::last_os_error());
+    }
+    let mut names = Vec::new();
+    let mut entry = list;
+    // SAFETY: entries up to the empty one, whose name is null, are there, and their names are strings, until the
+    // list is freed, once, below.
+    unsafe {
+        while !(*entry).if_name.is_null() {
+            let name = std::ffi::CStr::from_ptr((*entry).if_name);
+            names.push(name.to_string_lossy().into_owned());
+            entry = entry.add(1);
+        }
+        libc::if_freenameindex(list);
+    }
+    Ok(names)
 }
 
 fn checked(result: libc::c_int) -> io::Result<()> {

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A VMM's process.
 
+use crate::api::Api;
 use crate::guest::Guest;
 use crate::lab::{self, Lab, Platform, VmmKind};
 use crate::network;
+use crate::process::Process;
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,37 +18,138 @@ use std::time::{Duration, Instant};
 /// Lines of each log that a failure shows.
 const TAIL: usize = 40;
 
+/// How long a VMM may take until its API answers.
+const API_TIME: Duration = Duration::from_secs(30);
+
 /// A running VMM; dropping it kills it.
 #[derive(Debug)]
 pub struct Vmm {
     child: Child,
     folder: PathBuf,
+    /// What the guest writes to its serial port: in the folder of the VMM that booted it.
+    serial: PathBuf,
+    api: Option<Api>,
 }
 
 impl Vmm {
     /// Starts a VMM for `guest`.
     pub fn start(lab: &Lab, guest: &Guest) -> Result<Self> {
         let folder = lab.log_folder(guest.name())?;
-        let tap = format!("iv-{}", guest.name());
-        lab.network
-            .tap(&tap)
-            .with_context(|| format!("tap {tap}"))?;
-        let program = lab.program();
-        let mut command = Command::new(&program);
-        match lab.vmm {
-            VmmKind::Qemu => qemu(&mut command, lab, guest, &tap, &folder),
-            VmmKind::Reference | VmmKind::CloudHypervisor => {
-                rust_vmm(&mut command, lab, guest, &tap, &folder);
+        let mut command = Command::new(lab.program());
+        // A tap that the VMM makes itself is one for each VMM, also while two have the same guest.
+        let tap = (!guest.can_move()).then(|| format!("iv-{}", guest.name()));
+        if let Some(tap) = &tap {
+            let made = lab.network.tap(tap);
+            made.with_context(|| format!("tap {tap}"))?;
+        }
+        match (lab.vmm, &tap) {
+            (VmmKind::Qemu, Some(tap)) => qemu(&mut command, lab, guest, tap, &folder),
+            (VmmKind::Qemu, None) => bail!("QEMU's guests stay where they are"),
+            (VmmKind::Reference | VmmKind::CloudHypervisor, _) => {
+                rust_vmm(&mut command, lab, guest, tap.as_deref(), &folder);
             }
         }
+        let serial = folder.join("serial.log");
+        let vmm = Vmm::spawn(lab, command, folder, serial)?;
+        if tap.is_none() {
+            lab.network.adopt_tap(API_TIME)?;
+        }
+        Ok(vmm)
+    }
+
+    /// Starts a Cloud Hypervisor for the guest of `other`, which it gets from a snapshot. The guest is paused.
+    pub fn restore(lab: &Lab, guest: &Guest, snapshot: &Path, other: &Vmm) -> Result<Self> {
+        let mut command = Command::new(lab.program());
+        command
+            .arg("--restore")
+            .arg(prefixed("source_url=file://", snapshot));
+        let vmm = Vmm::successor(lab, guest, command, other)?;
+        vmm.wait_for_api(|api| {
+            api.get("vm.info")
+                .is_ok_and(|info| info["state"] == "Paused")
+        })?;
+        Ok(vmm)
+    }
+
+    /// Starts a Cloud Hypervisor without a guest, to which that of `other` can be moved.
+    pub fn receiver(lab: &Lab, guest: &Guest, other: &Vmm) -> Result<Self> {
+        let vmm = Vmm::successor(lab, guest, Command::new(lab.program()), other)?;
+        vmm.wait_for_api(Api::is_up)?;
+        Ok(vmm)
+    }
+
+    fn successor(lab: &Lab, guest: &Guest, command: Command, other: &Vmm) -> Result<Self> {
+        let folder = lab.log_folder(guest.name())?;
+        // The guest's configuration, which moves with it, names the file; it is begun anew.
+        let _ = std::fs::rename(&other.serial, other.serial.with_extension("before.log"));
+        Vmm::spawn(lab, command, folder, other.serial.clone())
+    }
+
+    fn spawn(lab: &Lab, mut command: Command, folder: PathBuf, serial: PathBuf) -> Result<Self> {
+        let api = if lab.vmm == VmmKind::CloudHypervisor {
+            // Sockets need a short path, and a file system that has them.
+            let name = folder.file_name().context("a folder without a name")?;
+            let socket = lab.run_folder()?.join(name).with_extension("api");
+            command
+                .arg("-v")
+                .arg("--api-socket")
+                .arg(prefixed("path=", &socket))
+                .arg("--event-monitor")
+                .arg(prefixed("path=", &folder.join("events.json")));
+            Some(Api::new(socket))
+        } else {
+            None
+        };
         let log = File::create(folder.join("vmm.log"))?;
         let child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        Ok(Vmm { child, folder })
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        Ok(Vmm {
+            child,
+            folder,
+            serial,
+            api,
+        })
+    }
+
+    fn wait_for_api(&self, ready: impl Fn(&Api) -> bool) -> Result<()> {
+        let api = self.api()?;
+        let start = Instant::now();
+        while !ready(api) {
+            ensure!(
+                start.elapsed() < API_TIME,
+                "the VMM is not ready after {API_TIME:?}\n{}",
+                self.tails()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Its API.
+    pub fn api(&self) -> Result<&Api> {
+        self.api.as_ref().context("this VMM has no API")
+    }
+
+    /// Its process.
+    pub fn process(&self) -> Process {
+        Process(self.child.id())
+    }
+
+    /// What its event monitor has told of ivsmc devices.
+    pub fn events(&self) -> Result<Vec<Value>> {
+        let text = std::fs::read(self.folder.join("events.json"))?;
+        Ok(ivsmc_events(&text))
+    }
+
+    /// The counters of its ivsmc device `id`.
+    pub fn counters(&self, id: &str) -> Result<BTreeMap<String, u64>> {
+        let counters = self.api()?.get("vm.counters")?;
+        serde_json::from_value(counters[id].clone())
+            .with_context(|| format!("counters of {id}: {counters}"))
     }
 
     /// Says what is wrong with the VMM, if anything is.
@@ -99,12 +204,11 @@ impl Vmm {
     /// The ends of the logs.
     pub fn tails(&self) -> String {
         let mut text = String::new();
-        for file in ["serial.log", "vmm.log"] {
-            let path = self.folder.join(file);
+        for path in [&self.serial, &self.folder.join("vmm.log")] {
             text += &format!(
                 "--- the end of {}\n{}\n",
                 path.display(),
-                lab::tail(&path, TAIL)
+                lab::tail(path, TAIL)
             );
         }
         text
@@ -147,7 +251,9 @@ fn prefixed(prefix: &str, path: &Path) -> OsString {
     text
 }
 
-fn rust_vmm(command: &mut Command, lab: &Lab, guest: &Guest, tap: &str, folder: &Path) {
+fn rust_vmm(command: &mut Command, lab: &Lab, guest: &Guest, tap: Option<&str>, folder: &Path) {
+    let shared = if guest.can_move() { ",shared=on" } else { "" };
+    let tap = tap.map_or_else(String::new, |tap| format!("tap={tap},"));
     command
         .arg("--kernel")
         .arg(lab.stage.join("bzImage"))
@@ -155,16 +261,22 @@ fn rust_vmm(command: &mut Command, lab: &Lab, guest: &Guest, tap: &str, folder: 
         .arg(lab.stage.join("guest.cpio"))
         .args(["--cmdline", &command_line(lab, guest)])
         .args(["--cpus", &format!("boot={}", guest.processors())])
-        .args(["--memory", &format!("size={}M", guest.megabytes())])
-        .args(["--net", &format!("tap={tap},mac={}", guest.mac())])
+        .args(["--memory", &format!("size={}M{shared}", guest.megabytes())])
+        .args(["--net", &format!("{tap}mac={}", guest.mac())])
         .args(["--console", "off", "--serial"])
         .arg(prefixed("file=", &folder.join("serial.log")));
     if let Some(ivsmc) = guest.device() {
         command.args(["--ivsmc", ivsmc]);
     }
-    if lab.vmm == VmmKind::CloudHypervisor {
-        command.arg("-v");
-    }
+}
+
+/// The objects of ivsmc devices in what an event monitor wrote; the last may not be whole yet.
+fn ivsmc_events(text: &[u8]) -> Vec<Value> {
+    serde_json::Deserializer::from_slice(text)
+        .into_iter::<Value>()
+        .map_while(Result::ok)
+        .filter(|event| event["source"] == "ivsmc")
+        .collect()
 }
 
 fn qemu(command: &mut Command, lab: &Lab, guest: &Guest, tap: &str, folder: &Path) {
@@ -199,5 +311,22 @@ fn qemu(command: &mut Command, lab: &Lab, guest: &Guest, tap: &str, folder: &Pat
         command
             .args(["-chardev", &format!("socket,id=ivshmem,path={server}")])
             .args(["-device", "ivshmem-doorbell,chardev=ivshmem,vectors=2"]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_read_as_far_as_they_are_written() {
+        let text = br#"{"source": "vmm", "event": "starting"}
+
+            {"source": "ivsmc", "event": "link_up", "properties": {"id": "ivsmc0"}}
+
+            {"source": "ivsmc", "ev"#;
+        let events = ivsmc_events(text);
+        assert_eq!(events.len(), 1);
+        assert_eq!(events[0]["event"], "link_up");
     }
 }

@@ -5,16 +5,19 @@
 //!   [`programs`] (everything in Rust), [`image`] (initramfs of guest and lab VM).
 //! - [`demo`] and [`mod@test`] prepare, then [`run`] the runner `ivsmc-lab` where [`platform`] says: on this
 //!   machine's KVM, or in the [`lab_vm`].
+//! - [`patch_vmm`] brings the device into a checkout of Cloud Hypervisor, by [`diff`]s.
 //! - [`cache`] is the folder outside the repository where everything that is built is kept; [`process`]
 //!   runs commands with a progress line and a log.
 
 mod cache;
 mod demo;
+mod diff;
 mod image;
 mod kernel;
 mod kernel_source;
 mod lab_vm;
 mod module;
+mod patch_vmm;
 mod platform;
 mod prerequisites;
 mod process;
@@ -51,6 +54,8 @@ enum Command {
     Test(test::Options),
     /// Run the lab's runner by hand, with arguments of your own (`cargo xtask lab -- --help`).
     Lab(run::LabOptions),
+    /// Bring the device into a checkout of Cloud Hypervisor v53.0; fetch and build nothing.
+    PatchVmm(patch_vmm::Options),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +64,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::main(&options),
         Command::Test(options) => test::main(&options),
         Command::Lab(options) => run::lab(&options),
+        Command::PatchVmm(options) => patch_vmm::main(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -45,7 +45,7 @@ pub(super) fn add(suite: &mut Suite) {
 }
 
 /// New connections work, both ways.
-fn works(pair: &mut Pair) -> Result<()> {
+pub(super) fn works(pair: &mut Pair) -> Result<()> {
     pair.wait_for_link()?;
     for from in BOTH {
         pair.traffic(from, "ping-pong --count 20")?;
@@ -111,16 +111,15 @@ fn peer_without_smc(pair: &mut Pair) -> Result<()> {
     falls_back(pair, &address, "did not offer SMC")
 }
 
-/// Starts traffic that would go on for long, from B to A.
-fn start_endless(pair: &mut Pair) -> Result<u64> {
-    let address = format!("{}:{SMC_PORT}", pair.a.address());
+/// Starts traffic that would go on for long; it is the program of `from`'s guest with the number that is returned.
+pub(super) fn start_endless(pair: &mut Pair, from: From) -> Result<u64> {
+    let (client, server) = pair.ends(from);
+    let address = format!("{}:{SMC_PORT}", server.address());
     let bytes = 1u64 << 40;
     let traffic = format!("bulk --up {bytes} --down {bytes}");
-    let id = pair
-        .b
-        .agent()
-        .spawn(&traffic_command(&traffic, &address, "--smc"))?;
-    let running = pair.b.agent().wait(id, Duration::from_secs(2))?;
+    let command = traffic_command(&traffic, &address, "--smc");
+    let id = client.agent().spawn(&command)?;
+    let running = client.agent().wait(id, Duration::from_secs(2))?;
     ensure!(
         running.is_none(),
         "the traffic has ended already: {running:?}"
@@ -128,16 +127,22 @@ fn start_endless(pair: &mut Pair) -> Result<u64> {
     Ok(id)
 }
 
-/// The traffic has to end with an error, soon.
-fn ends_soon(pair: &mut Pair, id: u64) -> Result<()> {
-    let outcome = pair
-        .b
+/// That traffic has to end with an error, soon.
+pub(super) fn ends_soon(pair: &mut Pair, from: From, id: u64) -> Result<()> {
+    let client = pair.ends(from).0;
+    let outcome = client
         .agent()
         .wait(id, Duration::from_secs(20))?
-        .context("the connection to a peer that is gone is still there after 20 s")?;
+        .with_context(|| {
+            format!(
+                "guest {}: the connection to a peer that is gone is still there after 20 s",
+                client.guest().name()
+            )
+        })?;
     ensure!(
         outcome.status == Some(1),
-        "the traffic did not end with an error: {outcome}"
+        "guest {}: the traffic did not end with an error: {outcome}",
+        client.guest().name()
     );
     Ok(())
 }
@@ -145,10 +150,10 @@ fn ends_soon(pair: &mut Pair, id: u64) -> Result<()> {
 fn driver_is_unloaded_under_load(pair: &mut Pair, mode: Mode) -> Result<()> {
     for at_client in [false, true] {
         pair.wait_for_link()?;
-        let id = start_endless(pair)?;
+        let id = start_endless(pair, From::B)?;
         let guest = if at_client { &mut pair.b } else { &mut pair.a };
         guest.check(&Command::new(["rmmod", "ivpci"]).timeout(Duration::from_secs(60)))?;
-        ends_soon(pair, id)?;
+        ends_soon(pair, From::B, id)?;
         let guest = if at_client { &mut pair.b } else { &mut pair.a };
         guest.load_driver(mode)?;
         works(pair)?;
@@ -163,9 +168,9 @@ fn guest_reboots(pair: &mut Pair) -> Result<()> {
 }
 
 fn guest_reboots_under_load(pair: &mut Pair) -> Result<()> {
-    let id = start_endless(pair)?;
+    let id = start_endless(pair, From::B)?;
     pair.a.reboot()?;
-    ends_soon(pair, id)?;
+    ends_soon(pair, From::B, id)?;
     works(pair)
 }
 
@@ -174,10 +179,11 @@ fn vmm_is_killed_and_comes_back(lab: &Lab) -> Result<()> {
     let mut pair = Pair::boot(lab)?;
     let result = (|| {
         works(&mut pair)?;
-        let id = start_endless(&mut pair)?;
+        let id = start_endless(&mut pair, From::B)?;
         pair.a.vmm().kill()?;
-        ends_soon(&mut pair, id)?;
+        ends_soon(&mut pair, From::B, id)?;
         pair.b.wait_for_link(false, LINK_TIME)?;
+        pair.b.wait_for_no_buffers(LINK_TIME)?;
         pair.a = guest.boot(lab)?;
         works(&mut pair)?;
         pair.check_health()

@@ -2,7 +2,7 @@
 //! Data arrives whole, over SMC-D, in both modes and both directions.
 
 use super::Suite;
-use crate::guest::{Mode, Running};
+use crate::guest::Mode;
 use crate::pair::{BOTH, From, LINK_TIME, Pair};
 use anyhow::{Result, ensure};
 use ivsmc_guest::connections::Mode as How;
@@ -65,39 +65,23 @@ fn splice(pair: &mut Pair) -> Result<()> {
     Ok(())
 }
 
-/// The counters that say what memory is in use.
-const IN_USE: [&str; 3] = ["dmbs", "dmbs_retired", "attached"];
-
-fn in_use(guest: &mut Running) -> Result<[u64; 3]> {
-    let counters = guest.counters()?;
-    Ok(IN_USE.map(|name| counters.get(name).copied().unwrap_or(0)))
-}
-
 fn churn_leaks_nothing(pair: &mut Pair, count: u64) -> Result<()> {
     // SMC keeps buffers of closed connections for new ones: a first round fills its store.
     pair.traffic(From::A, "churn --count 50 --parallel 4")?;
-    let before = [in_use(&mut pair.a)?, in_use(&mut pair.b)?];
+    let before = [pair.a.buffers()?, pair.b.buffers()?];
     let report = pair.traffic(From::A, &format!("churn --count {count} --parallel 4"))?;
     ensure!(report.smcd == count, "{report:?}");
-    let after = [in_use(&mut pair.a)?, in_use(&mut pair.b)?];
+    let after = [pair.a.buffers()?, pair.b.buffers()?];
     // How many are open at the very same time differs a little from round to round.
     for (before, after) in before.iter().flatten().zip(after.iter().flatten()) {
         ensure!(
             *after <= before + 8,
-            "{IN_USE:?}: {before:?} before, {after:?} after"
+            "DMBs in use, retired or attached: {before} before, {after} after"
         );
     }
     // When the link goes SMC gives back everything: unloading at one side shows it at the other.
     pair.a.shell("rmmod ivpci")?;
-    let start = Instant::now();
-    while in_use(&mut pair.b)? != [0; 3] {
-        ensure!(
-            start.elapsed() < LINK_TIME,
-            "{IN_USE:?} left: {:?}",
-            in_use(&mut pair.b)?
-        );
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    pair.b.wait_for_no_buffers(LINK_TIME)?;
     let nocopy = pair.b.shell("cat /sys/module/ivpci/parameters/nocopy")?;
     pair.a.shell(&format!(
         "insmod /lib/modules/ivpci.ko nocopy={}",

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a process has and does, as /proc tells.
+
+use anyhow::{Context, Result};
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// What a window's memory is called in /proc/PID/maps.
+const WINDOW: &str = "memfd:ivsmc-window";
+
+/// A process.
+#[derive(Debug, Clone, Copy)]
+pub struct Process(pub u32);
+
+/// A thread, and what it has done so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Thread {
+    /// Its id.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// Processor time in ticks, of which there are 100 in a second, in user and kernel.
+    pub ticks: u64,
+}
+
+/// What a process holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footprint {
+    /// File descriptors.
+    pub descriptors: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Mappings of windows.
+    pub windows: usize,
+}
+
+impl fmt::Display for Footprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Footprint {
+            descriptors,
+            threads,
+            windows,
+        } = self;
+        write!(
+            f,
+            "{descriptors} descriptors, {threads} threads, {windows} windows mapped"
+        )
+    }
+}
+
+impl Process {
+    fn path(self, what: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/{what}", self.0))
+    }
+
+    fn read(self, what: &str) -> Result<String> {
+        let path = self.path(what);
+        std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+    }
+
+    /// What it holds now.
+    pub fn footprint(self) -> Result<Footprint> {
+        Ok(Footprint {
+            descriptors: self.descriptors()?.len(),
+            threads: self.threads()?.len(),
+            windows: windows(&self.read("maps")?),
+        })
+    }
+
+    /// What its descriptors are of.
+    pub fn descriptors(self) -> Result<Vec<String>> {
+        let mut descriptors = Vec::new();
+        for entry in std::fs::read_dir(self.path("fd"))? {
+            let entry = entry?;
+            // One can be closed meanwhile.
+            if let Ok(target) = std::fs::read_link(entry.path()) {
+                descriptors.push(target.display().to_string());
+            }
+        }
+        descriptors.sort();
+        Ok(descriptors)
+    }
+
+    /// Its threads.
+    pub fn threads(self) -> Result<Vec<Thread>> {
+        let mut threads = Vec::new();
+        for entry in std::fs::read_dir(self.path("task"))? {
+            let stat = match std::fs::read_to_string(entry?.path().join("stat")) {
+                Ok(stat) => stat,
+                // It has ended meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            threads.push(thread(&stat).with_context(|| format!("a thread's stat: {stat}"))?);
+        }
+        threads.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
+        Ok(threads)
+    }
+}
+
+/// The lines of maps that are windows.
+fn windows(maps: &str) -> usize {
+    maps.lines().filter(|line| line.contains(WINDOW)).count()
+}
+
+/// "ID (name) state ..." of proc(5); the name can have anything in it.
+fn thread(stat: &str) -> Option<Thread> {
+    let (id, rest) = stat.split_once(" (")?;
+    let (name, rest) = rest.rsplit_once(") ")?;
+    // utime and stime are fields 14 and 15; the state is field 3.
+    let mut times = rest.split(' ').skip(11).map(str::parse::<u64>);
+    Some(Thread {
+        id: id.parse().ok()?,
+        name: name.to_owned(),
+        ticks: times.next()?.ok()? + times.next()?.ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_understood() {
+        let stat = "77 (a b) (c) S 1 2 3 4 5 6 7 8 9 10 30 12 0 0 20 0 1 0";
+        assert_eq!(
+            thread(stat),
+            Some(Thread {
+                id: 77,
+                name: "a b) (c".to_owned(),
+                ticks: 42
+            })
+        );
+        assert_eq!(thread("77 (a"), None);
+    }
+
+    #[test]
+    fn windows_are_counted() {
+        let maps = "7f00-7f01 rw-s 00000000 00:01 9 /memfd:ivsmc-window (deleted)\n7f01-7f02 rw-p 0 00:00 0\n";
+        assert_eq!(windows(maps), 1);
+    }
+
+    #[test]
+    fn this_process_has_threads_and_descriptors() {
+        let process = Process(std::process::id());
+        let footprint = process.footprint().unwrap();
+        assert!(
+            footprint.threads >= 1 && footprint.descriptors >= 3,
+            "{footprint}"
+        );
+        assert_eq!(footprint.windows, 0);
+    }
+}

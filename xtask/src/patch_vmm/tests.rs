@@ -1,0 +1,446 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Patching and recording small trees that are made up; and the rules that the real patches keep.
+
+use super::*;
+use tempfile::TempDir;
+
+/// The most lines that the patches may insert, all together.
+const MOST_LINES: usize = 400;
+
+/// A repository like ours and a checkout like a user's.
+struct Setup {
+    folder: TempDir,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let setup = Self {
+            folder: TempDir::new().unwrap(),
+        };
+        setup.fill(
+            "repository",
+            &[
+                ("vmm-device-ivsmc/Cargo.toml", "[package]\n"),
+                ("vmm-device-ivsmc/README.md", "# The device\n"),
+                ("vmm-device-ivsmc/src/lib.rs", "//! Ours.\n"),
+                ("vmm-device-ivsmc/src/pci/mod.rs", "//! Ours, too.\n"),
+                ("vmm-device-ivsmc/tests/it.rs", "// not theirs\n"),
+            ],
+        );
+        setup.fill(
+            "tree",
+            &[
+                ("Cargo.toml", "[workspace]\nmembers = [\n  \"vmm\",\n]\n"),
+                (
+                    "vmm/src/lib.rs",
+                    "mod a;\nmod z;\n\nfn upstreams() {\n    one();\n    two();\n}\n",
+                ),
+                ("docs", "a file, where another tree has a folder\n"),
+                (".gitignore", "/target\n"),
+            ],
+        );
+        setup.git(&["init", "--quiet"]);
+        setup.git(&["add", "."]);
+        setup.commit("release");
+        setup.git(&["tag", RELEASE]);
+        setup
+    }
+
+    /// One whose tree has been edited, recorded, and made clean again.
+    fn recorded() -> Self {
+        let setup = Self::new();
+        setup.edit();
+        record(&setup.repository(), &setup.open()).unwrap();
+        setup.clean();
+        setup
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.folder.path().join("repository")
+    }
+
+    fn tree(&self) -> PathBuf {
+        self.folder.path().join("tree")
+    }
+
+    fn open(&self) -> Tree {
+        Tree::open(&self.tree()).unwrap()
+    }
+
+    fn fill(&self, place: &str, files: &[(&str, &str)]) {
+        for (path, content) in files {
+            let path = self.folder.path().join(place).join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+    }
+
+    /// What a maintainer does to the tree.
+    fn edit(&self) {
+        self.fill(
+            "tree",
+            &[
+                (
+                    "vmm/src/lib.rs",
+                    "mod a;\nmod ivsmc;\nmod z;\n\nfn upstreams() {\n    one();\n    ours();\n    ours();\n    two();\n}\n",
+                ),
+                ("Cargo.toml", "[workspace]\nmembers = [\n  \"vmm\",\n  \"vmm-device-ivsmc\",\n]\n"),
+                ("vmm/src/ivsmc.rs", "//! The adapter.\n"),
+                ("vmm-device-ivsmc/Cargo.toml", "[package]\nname = \"x\"\n"),
+                ("vmm-device-ivsmc/README.md", "# The device\n"),
+                ("vmm-device-ivsmc/src/lib.rs", "//! Ours.\n"),
+                ("vmm-device-ivsmc/src/pci/mod.rs", "//! Ours, too.\n"),
+                ("target/debug/thing", "built\n"),
+            ],
+        );
+    }
+
+    fn git(&self, arguments: &[&str]) -> String {
+        let identity = [
+            "-c",
+            "user.name=x",
+            "-c",
+            "user.email=x@x",
+            "-c",
+            "init.defaultBranch=main",
+        ];
+        let mut command = Command::new("git");
+        command
+            .arg("-C")
+            .arg(self.tree())
+            .args(identity)
+            .args(arguments);
+        process::output(&mut command).unwrap()
+    }
+
+    fn commit(&self, message: &str) {
+        self.git(&[
+            "commit",
+            "--quiet",
+            "--all",
+            "--no-gpg-sign",
+            "--message",
+            message,
+        ]);
+    }
+
+    fn clean(&self) {
+        self.git(&["reset", "--quiet", "--hard"]);
+        self.git(&["clean", "--quiet", "-d", "--force", "-x"]);
+    }
+
+    /// All that there is in the tree, git's own aside.
+    fn content(&self) -> Files {
+        let mut files = read_files(&self.tree()).unwrap();
+        files.retain(|path, _| !path.starts_with(".git/"));
+        files
+    }
+
+    /// Patching has to fail and to leave the tree as it is; gives the error.
+    fn refused(&self) -> String {
+        let before = self.content();
+        let result = Tree::open(&self.tree()).and_then(|tree| patch(&self.repository(), &tree));
+        assert_eq!(self.content(), before);
+        format!("{:#}", result.unwrap_err())
+    }
+}
+
+fn assert_has(text: &str, words: &[&str]) {
+    for word in words {
+        assert!(text.contains(word), "{word:?} is not in: {text}");
+    }
+}
+
+#[test]
+fn what_was_recorded_is_applied() {
+    let setup = Setup::new();
+    setup.edit();
+    let wanted = setup.content();
+    let report = record(&setup.repository(), &setup.open()).unwrap();
+    assert_has(
+        &report,
+        &["vmm/src/lib.rs: 3 lines", "no description", "(4 lines"],
+    );
+    setup.clean();
+
+    let report = patch(&setup.repository(), &setup.open()).unwrap();
+    assert_has(
+        &report,
+        &[
+            "vmm/src/lib.rs: 3 lines inserted",
+            "vmm/src/ivsmc.rs: added",
+            "vmm-device-ivsmc: 3 files",
+            "4 lines inserted into 2 files, 5 files added",
+            "cargo build --release --features ivsmc",
+        ],
+    );
+    let mut patched = setup.content();
+    patched.insert("target/debug/thing".into(), b"built\n".into());
+    assert_eq!(patched, wanted);
+}
+
+#[test]
+fn what_is_recorded_has_nothing_of_upstreams() {
+    let setup = Setup::recorded();
+    let folder = Series::folder(&setup.repository());
+    let files: Vec<_> = read_files(&folder).unwrap().into_keys().collect();
+    assert_eq!(
+        files,
+        [
+            "files/vmm-device-ivsmc/Cargo.toml",
+            "files/vmm/src/ivsmc.rs",
+            "patches/Cargo.toml.patch",
+            "patches/vmm-src-lib.rs.patch",
+            "upstream.toml",
+        ]
+    );
+    assert_eq!(
+        fs::read_to_string(folder.join("patches/vmm-src-lib.rs.patch")).unwrap(),
+        "--- a/vmm/src/lib.rs\n+++ b/vmm/src/lib.rs\n@@ -1,0 +2 @@\n+mod ivsmc;\n\
+         @@ -5,0 +7,2 @@\n+    ours();\n+    ours();\n"
+    );
+    let upstream = fs::read_to_string(folder.join("upstream.toml")).unwrap();
+    assert_has(
+        &upstream,
+        &["release = \"v53.0\"", "path = \"Cargo.toml\"\nlines = 4\n"],
+    );
+}
+
+#[test]
+fn recording_again_keeps_descriptions_and_drops_what_is_gone() {
+    let setup = Setup::recorded();
+    let patch = Series::folder(&setup.repository()).join("patches/Cargo.toml.patch");
+    let text = fs::read_to_string(&patch).unwrap();
+    fs::write(&patch, format!("A member more.\n\n{text}")).unwrap();
+    setup.edit();
+    setup.git(&["checkout", "--quiet", "vmm/src/lib.rs"]);
+    // What was added to git's index is as good as what was not.
+    setup.git(&["add", "vmm/src/ivsmc.rs"]);
+    let report = record(&setup.repository(), &setup.open()).unwrap();
+    assert!(!report.contains("no description"), "{report}");
+    assert_has(
+        &fs::read_to_string(&patch).unwrap(),
+        &["A member more.\n\n--- a/Cargo.toml"],
+    );
+    let series = Series::read(&setup.repository()).unwrap();
+    assert_eq!(series.patches.len(), 1);
+    assert!(series.files.contains_key(MARK));
+}
+
+#[test]
+fn what_is_not_an_insertion_is_not_recorded() {
+    let setup = Setup::recorded();
+    let before = read_files(&Series::folder(&setup.repository())).unwrap();
+    let refused = |words: &[&str]| {
+        let error = format!(
+            "{:#}",
+            record(&setup.repository(), &setup.open()).unwrap_err()
+        );
+        assert_has(&error, words);
+        assert_eq!(
+            read_files(&Series::folder(&setup.repository())).unwrap(),
+            before
+        );
+    };
+    setup.edit();
+    setup.fill("tree", &[("vmm/src/lib.rs", "mod a;\n")]);
+    refused(&["vmm/src/lib.rs", "more than insert"]);
+
+    setup.edit();
+    fs::remove_file(setup.tree().join("docs")).unwrap();
+    refused(&["docs", "deleted"]);
+    setup.git(&["checkout", "--quiet", "docs"]);
+
+    setup.fill(
+        "tree",
+        &[("vmm-device-ivsmc/src/lib.rs", "//! Mended there.\n")],
+    );
+    refused(&["vmm-device-ivsmc/src/lib.rs differs"]);
+    fs::remove_file(setup.tree().join("vmm-device-ivsmc/src/lib.rs")).unwrap();
+    refused(&["vmm-device-ivsmc/src/lib.rs differs"]);
+    setup.edit();
+    setup.fill(
+        "tree",
+        &[("vmm-device-ivsmc/src/more.rs", "//! New there.\n")],
+    );
+    refused(&["vmm-device-ivsmc/src/more.rs differs"]);
+    fs::remove_file(setup.tree().join("vmm-device-ivsmc/src/more.rs")).unwrap();
+
+    setup.commit("ours");
+    refused(&["commits", "git reset --soft v53.0"]);
+    setup.git(&["tag", "--delete", RELEASE]);
+    refused(&["no tag v53.0", "git fetch"]);
+}
+
+#[test]
+fn other_trees_are_refused() {
+    let setup = Setup::recorded();
+    setup.fill("tree", &[("vmm/src/lib.rs", "mod another_release;\n")]);
+    setup.commit("later");
+    assert_has(
+        &setup.refused(),
+        &["vmm/src/lib.rs is another", "git checkout v53.0"],
+    );
+    fs::remove_file(setup.tree().join("vmm/src/lib.rs")).unwrap();
+    setup.commit("later still");
+    assert_has(
+        &setup.refused(),
+        &["vmm/src/lib.rs is not there", "git checkout v53.0"],
+    );
+    setup.git(&["checkout", "--quiet", RELEASE]);
+    setup.fill("tree", &[("vmm-device-ivsmc/README.md", "another's\n")]);
+    setup.git(&["add", "."]);
+    setup.commit("a namesake");
+    assert_has(
+        &setup.refused(),
+        &["it has a vmm-device-ivsmc/README.md", "git checkout v53.0"],
+    );
+}
+
+#[test]
+fn dirty_trees_are_refused() {
+    let setup = Setup::recorded();
+    setup.fill("tree", &[("new.txt", "not committed\n")]);
+    assert_has(
+        &setup.refused(),
+        &["not committed", "new.txt", "git stash", "git clean"],
+    );
+    setup.git(&["add", "new.txt"]);
+    assert_has(&setup.refused(), &["not committed", "new.txt"]);
+    setup.clean();
+    setup.fill("tree", &[("docs", "changed\n")]);
+    assert_has(&setup.refused(), &["not committed", "docs", "git stash"]);
+    setup.clean();
+    // What git ignores does not matter.
+    setup.fill("tree", &[("target/thing", "built\n")]);
+    patch(&setup.repository(), &setup.open()).unwrap();
+}
+
+#[test]
+fn patched_trees_are_refused() {
+    let setup = Setup::recorded();
+    patch(&setup.repository(), &setup.open()).unwrap();
+    assert_has(
+        &setup.refused(),
+        &["has the patches already", "git reset --hard v53.0"],
+    );
+    setup.git(&["add", "."]);
+    setup.commit("patched");
+    assert_has(&setup.refused(), &["has the patches already"]);
+}
+
+#[test]
+fn what_is_no_checkout_is_refused() {
+    let setup = Setup::recorded();
+    let error = |path: &Path| format!("{:#}", Tree::open(path).err().unwrap());
+    assert_has(&error(&setup.repository()), &["not a git checkout"]);
+    assert_has(&error(&setup.tree().join("vmm")), &["not the top", "tree"]);
+    assert_has(
+        &error(&setup.tree().join("nowhere")),
+        &["nowhere", "no such folder"],
+    );
+}
+
+#[test]
+fn what_fails_midway_is_undone() {
+    let setup = Setup::recorded();
+    // A folder is needed where the tree has a file; files before it have been written then, and a folder made.
+    let files = Series::folder(&setup.repository()).join("files");
+    for path in ["abc/new/file", "docs/ivsmc.md"] {
+        let path = files.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "ours\n").unwrap();
+    }
+    assert_has(
+        &setup.refused(),
+        &["nothing was changed", "cannot write", "docs/ivsmc.md"],
+    );
+    assert!(!setup.tree().join("abc").exists());
+    assert_eq!(setup.git(&["status", "--porcelain"]), "");
+}
+
+#[test]
+fn a_series_that_does_not_fit_together_is_refused() {
+    let setup = Setup::recorded();
+    let folder = Series::folder(&setup.repository());
+    let upstream = fs::read_to_string(folder.join("upstream.toml")).unwrap();
+    for (from, to, word) in [
+        (
+            "path = \"Cargo.toml\"",
+            "path = \"Cargo.lock\"",
+            "Cargo.lock",
+        ),
+        ("lines = 7", "lines = 4", "after line 5 of 4"),
+        ("lines = 7", "colour = 7", "colour"),
+        ("release = \"v53.0\"", "release = \"v54.0\"", "v54.0"),
+    ] {
+        let text = upstream.replace(from, to);
+        assert_ne!(text, upstream);
+        fs::write(folder.join("upstream.toml"), text).unwrap();
+        assert_has(&setup.refused(), &[word]);
+    }
+    fs::write(folder.join("upstream.toml"), upstream).unwrap();
+    let patch = folder.join("patches/Cargo.toml.patch");
+    let text = fs::read_to_string(&patch).unwrap();
+    fs::write(&patch, text.replace("@@\n", "@@ members = [\n")).unwrap();
+    assert_has(&setup.refused(), &["Cargo.toml.patch", "behind the second"]);
+}
+
+/// The real patches, if this repository has them.
+fn real() -> Option<(PathBuf, Series)> {
+    let repository = crate::repository().unwrap();
+    Series::folder(&repository)
+        .exists()
+        .then(|| (repository.clone(), Series::read(&repository).unwrap()))
+}
+
+#[test]
+fn the_real_series_keeps_its_rules() {
+    let Some((repository, series)) = real() else {
+        return;
+    };
+    series.check().unwrap();
+    let lines: usize = series.patches.iter().map(Insertions::count).sum();
+    assert!(lines < MOST_LINES, "{lines} lines are inserted");
+    for (name, content) in read_files(&Series::folder(&repository).join("patches")).unwrap() {
+        // Read and written again it is the same: there is nothing else in it.
+        let patch = Insertions::parse(std::str::from_utf8(&content).unwrap()).unwrap();
+        assert_eq!(patch.render().as_bytes(), content, "{name}");
+        assert_eq!(name, patch_name(&patch.path));
+    }
+    assert!(series.files.contains_key(MARK));
+    let mut ours = crate_files(&repository).unwrap();
+    ours.retain(|path, _| series.files.contains_key(path));
+    assert!(
+        ours.is_empty(),
+        "files/ has what comes from the crate: {:?}",
+        ours.keys()
+    );
+}
+
+#[test]
+fn the_real_manifest_of_the_crate_has_its_dependencies() {
+    let Some((repository, series)) = real() else {
+        return;
+    };
+    let manifest = |text: &str| text.parse::<toml::Table>().unwrap();
+    let names = |manifest: &toml::Table| -> Vec<String> {
+        let mut names: Vec<_> = manifest["dependencies"]
+            .as_table()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect();
+        names.sort();
+        names
+    };
+    let here = fs::read_to_string(repository.join(CRATE).join("Cargo.toml")).unwrap();
+    let there = &series.files[&format!("{CRATE}/Cargo.toml")];
+    let (here, there) = (
+        manifest(&here),
+        manifest(std::str::from_utf8(there).unwrap()),
+    );
+    assert_eq!(names(&there), names(&here));
+    assert!(!there.contains_key("dev-dependencies"));
+    assert_eq!(there["package"]["name"], here["package"]["name"]);
+}
