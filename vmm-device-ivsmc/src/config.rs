@@ -2,6 +2,7 @@
 
 //! The device's options: parsed from text, and checked apart from that, with one error for each rule.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{self, Path, PathBuf};
 use std::str::FromStr;
@@ -158,14 +159,15 @@ pub enum ConfigError {
         max_peers: u16,
     },
     /// A window size that is no power of two.
-    #[error("ivsmc: size={0} is not a power of two; use {down} or {up}", down = below(*.0), up = above(*.0))]
+    #[error("ivsmc: size={size} is not a power of two; use {down} or {up}", size = Size(*.0), down = Size(below(*.0)), up = Size(above(*.0)))]
     SizeNotPowerOfTwo(u64),
     /// A window size that is too small.
-    #[error("ivsmc: size={0} is too small for a window; use at least 2M")]
+    #[error("ivsmc: size={size} is too small for a window; use at least 2M", size = Size(*.0))]
     SizeTooSmall(u64),
     /// Windows that are too large altogether.
     #[error(
-        "ivsmc: size={size} for each of max_peers={max_peers} is more than 1T; lower one of the two"
+        "ivsmc: size={size} for each of max_peers={max_peers} is more than 1T; lower one of the two",
+        size = Size(*size)
     )]
     SizeTooLarge {
         /// Size of a window in bytes.
@@ -182,6 +184,20 @@ pub enum ConfigError {
     /// A CHID of something else.
     #[error("ivsmc: fabric_id={0:#x} is out of range; use 0xff00 to 0xfffe")]
     FabricId(u16),
+}
+
+/// A size as one writes it in an option.
+struct Size(u64);
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
+        let fits = |&&(shift, _): &&(u32, &str)| self.0 != 0 && self.0.trailing_zeros() >= shift;
+        match units.iter().find(fits) {
+            Some((shift, unit)) => write!(f, "{}{unit}", self.0 >> shift),
+            None => write!(f, "{}", self.0),
+        }
+    }
 }
 
 /// The power of two below a size, at least the smallest window.
@@ -583,13 +599,13 @@ mod tests {
         for (text, words) in [
             (
                 "path=/a,size=3M",
-                &["size=3145728", "power of two", "2097152", "4194304"][..],
+                &["size=3M", "power of two", "2M", "4M"][..],
             ),
-            ("path=/a,size=1M", &["size=1048576", "at least 2M"]),
+            ("path=/a,size=1M", &["size=1M", "at least 2M"]),
             ("path=/a,size=0", &["size=0", "at least 2M"]),
             (
                 "path=/a,size=1T,max_peers=2",
-                &["size=1099511627776", "max_peers=2", "lower"],
+                &["size=1T", "max_peers=2", "lower"],
             ),
             ("path=/a,size=12X", &["size=12X", "64M"]),
             ("path=/a,size=99999999999T", &["size=99999999999T", "64M"]),

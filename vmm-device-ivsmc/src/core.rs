@@ -3,6 +3,7 @@
 //! What vCPU threads and the fabric thread share: the device's state behind one lock, and everything that
 //! changes it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +16,7 @@ use crate::link::{Link, LinkTable, State as LinkState};
 use crate::pci::{BarMove, BarSpec, ConfigSpace, Identity, Msix};
 use crate::registers::{self, Registers};
 use crate::socket::{Socket, SocketFile};
+use crate::window::Piece;
 use crate::wire::{Bye, Hello};
 use crate::wiring::Wiring;
 use crate::{Config, Counters, DeviceState, Event, EventKind, Gid, Host, Window};
@@ -32,6 +34,9 @@ const MSIX_CAPABILITY: u8 = 0x40;
 const MSIX_CONTROL: usize = MSIX_CAPABILITY as usize + Msix::CONTROL;
 const VENDOR_CAPABILITY: u8 = 0x50;
 const VENDOR_CAPABILITY_ID: u8 = 0x09;
+
+/// Bytes of windows that go into a snapshot: a guest cannot make it larger.
+const MAX_CONTENT: usize = 256 << 20;
 
 /// How many failures of the VMM are logged.
 const MAX_LOGGED: u64 = 100;
@@ -304,27 +309,47 @@ impl Core {
         self.wake();
     }
 
-    pub fn snapshot(&self) -> DeviceState {
+    pub fn snapshot(&self) -> io::Result<DeviceState> {
         let state = &*self.lock();
-        DeviceState {
+        let mut windows = BTreeMap::new();
+        let mut left = MAX_CONTENT;
+        for (index, link) in state.registers.links.iter().enumerate() {
+            let Some(wiring) = state.wirings[index].as_ref().filter(|_| link.claim() != 0) else {
+                continue;
+            };
+            let (pieces, is_all) = wiring.content(left)?;
+            if !is_all {
+                let name = &self.name;
+                log::warn!("{name}: link {index}'s window is too full to be all in the snapshot");
+            }
+            left -= pieces.iter().map(Piece::len).sum::<usize>();
+            windows.insert(index, pieces);
+        }
+        Ok(DeviceState {
             config_space: state.config_space.state(),
             msix: state.msix.state(),
             links: state.registers.links.snapshot(),
-        }
+            windows,
+        })
     }
 
     pub fn counters(&self) -> Counters {
         let state = &*self.lock();
         let is_up = |link: &&Link| link.state() == LinkState::Up;
         let links = state.registers.links.iter().filter(is_up).count() as u64;
+        let is_mapped = |wiring: &&Wiring| wiring.is_mapped();
+        let windows = state.wirings.iter().flatten().filter(is_mapped).count() as u64;
         Counters {
             links,
+            windows,
             ..state.counters
         }
     }
 
     pub fn resume(&self) {
         if self.held.swap(false, Ordering::AcqRel) {
+            // Not earlier: what is raised before the VMM has restored the vCPUs may get lost.
+            self.lock().raise(&self.name);
             self.wake();
         }
     }
@@ -493,7 +518,7 @@ impl Core {
 
 impl State {
     /// Takes over a snapshot. Its links are down, but for windows that the guest had claimed: these are lost, and
-    /// new memory is behind them until the guest, which is told of the change, lets go.
+    /// their content is behind them until the guest, which is told of the change when it runs, lets go.
     fn restore(&mut self, saved: &DeviceState, host: &dyn Host) -> io::Result<()> {
         self.config_space.restore(&saved.config_space);
         self.msix.restore(&saved.msix);
@@ -503,12 +528,14 @@ impl State {
         for (index, link) in self.registers.links.iter().enumerate() {
             if let Some(peer) = link.peer() {
                 let window = Window::create(1 << peer.window_shift, false)?;
+                if let Some(pieces) = saved.windows.get(&index) {
+                    window.fill(pieces)?;
+                }
                 let (bells, lines) = (Vec::new(), Vec::new());
                 let wiring = Wiring::new(index, peer.position, false, window, bells, lines);
                 self.wirings[index] = Some(wiring);
             }
         }
-        self.control.raise()?;
         self.control.set(host, self.msix.message(0))
     }
 

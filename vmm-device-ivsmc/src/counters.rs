@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub struct Counters {
     /// Links that are up now.
     pub links: u64,
+    /// Windows that are in the guest now, each of which takes a memory slot.
+    pub windows: u64,
     /// Times that a link came up.
     pub links_up: u64,
     /// Times that a link ended because the peer went away.
@@ -37,7 +39,7 @@ pub struct Counters {
 
 impl Counters {
     /// Every counter and its name, which is that of the field.
-    pub fn named(&self) -> [(&'static str, u64); 12] {
+    pub fn named(&self) -> [(&'static str, u64); 13] {
         macro_rules! named {
             ($($name:ident),*) => {{
                 // A counter that is missing here does not compile.
@@ -47,6 +49,7 @@ impl Counters {
         }
         named!(
             links,
+            windows,
             links_up,
             links_lost,
             links_reset,

@@ -86,10 +86,26 @@ impl Device {
     /// thread that makes devices. (One that also calls the methods for the guest needs [`SYSCALLS`](Self::SYSCALLS),
     /// too.)
     pub const NEW_SYSCALLS: &'static [i64] = &[
+        // Windows' content in a snapshot.
+        libc::SYS_pwrite64,
         // The fabric's epoll; a GID; the folder that a relative path starts from.
         libc::SYS_epoll_create1,
         libc::SYS_getrandom,
         libc::SYS_getcwd,
+    ];
+
+    /// The system calls that [`state`](Self::state) makes, for a seccomp filter of the thread that takes snapshots:
+    /// those that read windows, of the lock and of the allocator. What the logger makes has to be added.
+    pub const STATE_SYSCALLS: &'static [i64] = &[
+        libc::SYS_lseek,
+        libc::SYS_pread64,
+        libc::SYS_futex,
+        libc::SYS_brk,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_mprotect,
+        libc::SYS_madvise,
     ];
 
     /// Makes a device that listens on the configuration's path, and its fabric, for which the VMM starts
@@ -192,8 +208,11 @@ impl Device {
         self.core.reset();
     }
 
-    /// What a snapshot needs.
-    pub fn state(&self) -> DeviceState {
+    /// What a snapshot needs. The VM has to be paused.
+    ///
+    /// # Errors
+    /// When the content of a window cannot be read.
+    pub fn state(&self) -> io::Result<DeviceState> {
         self.core.snapshot()
     }
 

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::lines::Line;
 use crate::registers::{self, doorbell, doorbell_value};
+use crate::window::Piece;
 use crate::{Host, Window};
 
 /// One link's window, doorbells and lines, and where in the guest they are.
@@ -55,6 +56,16 @@ impl Wiring {
     /// The peer's IVPosition, if there is a peer to be rung.
     pub fn position(&self) -> Option<u16> {
         (!self.bells.is_empty()).then_some(self.position)
+    }
+
+    /// Whether the window is in the guest.
+    pub fn is_mapped(&self) -> bool {
+        self.mapped.is_some()
+    }
+
+    /// The window's content, see [`Window::content`].
+    pub fn content(&self, limit: usize) -> io::Result<(Vec<Piece>, bool)> {
+        self.window.content(limit)
     }
 
     /// Whether the Doorbell register reaches this link.

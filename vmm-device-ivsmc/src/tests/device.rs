@@ -93,7 +93,7 @@ fn a_state_of_another_device_does_no_harm() {
         vectors: 16,
         ..options(folder.path(), "a", &[])
     };
-    let state = Vm::start(big).device.state();
+    let state = Vm::start(big).device.state().unwrap();
     let vm = Vm::start_with(options(folder.path(), "a", &[]), Some(&state));
     assert_eq!((vm.read(0x18), vm.read(0x1c)), (3, 2));
     assert_eq!(vm.device.config_read(0x40 / 4), 0x0001_5011);
@@ -104,7 +104,7 @@ fn options_and_state_survive_json() {
     let folder = tempfile::tempdir().unwrap();
     let vm = Vm::start(options(folder.path(), "a", &["b"]));
     vm.enable_msix();
-    let state = vm.device.state();
+    let state = vm.device.state().unwrap();
     let text = serde_json::to_string(&state).unwrap();
     assert_eq!(serde_json::from_str::<DeviceState>(&text).unwrap(), state);
     let config: Config = serde_json::from_str(r#"{"path":"/run/a"}"#).unwrap();

@@ -401,7 +401,10 @@ fn a_restored_device_has_a_new_name_and_lets_its_guest_let_go() {
     let (a, b, folder) = two(&["b"], &[]);
     a.claim(0);
     a.enable_msix();
-    let state = a.device.state();
+    let unread = |vm: &Vm| vm.host.memory(BAR2 + 0x12345);
+    // SAFETY: it is in the window, which is mapped.
+    unsafe { unread(&a).write_volatile(77) };
+    let state = a.device.state().unwrap();
     let name = |vm: &Vm| [0x20, 0x24, 0x28, 0x2c].map(|at| vm.read(at));
     let old = name(&a);
     a.stop();
@@ -411,6 +414,9 @@ fn a_restored_device_has_a_new_name_and_lets_its_guest_let_go() {
     assert_eq!(a.vectors(), [0], "the guest is told");
     assert_eq!((a.link_state(0), a.link(0, 0x28)), (LOST, 1));
     assert_eq!(a.host.windows(), [(BAR2, WINDOW, 0)]);
+    // SAFETY: as above.
+    let kept = unsafe { unread(&a).read_volatile() };
+    assert_eq!(kept, 77, "what was received can still be read");
     assert!(
         !soon(Duration::from_millis(200), || b.links() == 1),
         "the peer's place is not free"
@@ -441,7 +447,7 @@ fn restore(config: Config, state: &DeviceState) -> Vm {
 #[test]
 fn a_device_that_is_held_has_no_links_until_its_vm_runs() {
     let (a, b, folder) = two(&["b"], &["a"]);
-    let state = a.device.state();
+    let state = a.device.state().unwrap();
     a.stop();
     let a = restore(options(folder.path(), "a", &["b"]), &state);
     assert!(folder.path().join("a").exists());
@@ -464,7 +470,7 @@ fn a_device_that_is_held_has_no_links_until_its_vm_runs() {
 fn a_vm_moves_to_another_process_of_the_host() {
     let (a, b, folder) = two(&["b"], &[]);
     let path = folder.path().join("a");
-    let state = a.device.state();
+    let state = a.device.state().unwrap();
     let moved = restore(options(folder.path(), "a", &["b"]), &state);
     std::thread::sleep(Duration::from_millis(100));
     assert_eq!((moved.links(), b.links()), (0, 1));
@@ -494,7 +500,7 @@ fn the_end_of_the_old_process_leaves_the_new_one_s_socket_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a");
     let a = Vm::start(options(folder.path(), "a", &[]));
-    let state = a.device.state();
+    let state = a.device.state().unwrap();
     let moved = restore(options(folder.path(), "a", &[]), &state);
     moved.device.resume();
     std::fs::remove_file(&path).unwrap();
@@ -508,7 +514,10 @@ fn the_end_of_the_old_process_leaves_the_new_one_s_socket_alone() {
 #[test]
 fn only_a_path_in_use_is_worth_waiting_for() {
     let folder = tempfile::tempdir().unwrap();
-    let state = Vm::start(options(folder.path(), "a", &[])).device.state();
+    let state = Vm::start(options(folder.path(), "a", &[]))
+        .device
+        .state()
+        .unwrap();
     std::fs::write(folder.path().join("file"), "").unwrap();
     for name in ["file", "no/a", "file/a"] {
         let config = options(folder.path(), name, &[]);

@@ -132,8 +132,17 @@ fn a_life_in_the_sandbox() {
         peers: joins.into(),
         ..options(folder.path(), "a", &[])
     };
-    let moved = start_confined_with(moved, Some(&a.device.state()));
+    a.claim(0);
+    // SAFETY: it is in the window, which is mapped.
+    unsafe { a.host.memory(2 * BAR2 + 9).write_volatile(1) };
+    let snapshot = || {
+        confine(Device::STATE_SYSCALLS);
+        a.device.state().unwrap()
+    };
+    let state = std::thread::scope(|scope| scope.spawn(snapshot).join()).unwrap();
+    let moved = start_confined_with(moved, Some(&state));
     moved.device.resume();
+    moved.let_go(0);
     eventually("it joins", || moved.links() == 1);
     // A guest unplugs its device.
     let path = folder.path().join("a");
