@@ -12,6 +12,7 @@
 #include <linux/mutex.h>
 #include <linux/pci.h>
 #include <linux/percpu.h>
+#include <linux/refcount.h>
 #include <linux/spinlock.h>
 #include <linux/workqueue.h>
 
@@ -159,10 +160,13 @@ struct ivpci_link {
  * @doorbell_stride: bytes per link
  * @window_shift: log2 of the windows' pitch in BAR2
  * @position: our IVPosition
+ * @device_gid: the words of DeviceGID, on ivsmc
  * @fabric: our CHID
  * @vectors: MSI-X vectors we have
  * @vector: the one that peers shall ring
- * @leaving: the driver is being removed
+ * @leaving: the driver is being removed, or starts anew
+ * @restart: removes and probes, when the device has become another one
+ * @ref: held while bound, and for @restart
  * @wq: runs the links' state machines
  * @scan: looks after all links
  * @nlinks: links in @links
@@ -194,10 +198,13 @@ struct ivpci {
 	u32 doorbell_stride;
 	u32 window_shift;
 	u32 position;
+	u32 device_gid[4];
 	u16 fabric;
 	unsigned int vectors;
 	unsigned int vector;
 	bool leaving;
+	struct work_struct restart;
+	refcount_t ref;
 	struct workqueue_struct *wq;
 	struct work_struct scan;
 	unsigned int nlinks;
@@ -227,6 +234,7 @@ static inline void ivpci_count(struct ivpci *iv, enum ivpci_counter counter,
 
 /* main.c */
 extern int ivpci_side;
+void ivpci_follow(struct ivpci *iv);
 
 /* link.c */
 int ivpci_links_init(struct ivpci *iv);

@@ -437,6 +437,7 @@ static void ivpci_scan(struct work_struct *work)
 	struct ivpci *iv = container_of(work, struct ivpci, scan);
 	unsigned int i;
 
+	ivpci_follow(iv);
 	for (i = 0; i < iv->nlinks; i++)
 		ivpci_link_kick(&iv->links[i]);
 }

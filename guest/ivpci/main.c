@@ -24,6 +24,9 @@ module_param_named(side, ivpci_side, int, 0444);
 MODULE_PARM_DESC(side, "On ivshmem: which side of the window we are, 0 or 1 (default -1: the lowest bit of IVPosition)");
 
 static struct lock_class_key ivpci_dibs_lock;
+static struct workqueue_struct *ivpci_wq;
+
+static void ivpci_restart(struct work_struct *work);
 
 /* Find ivsmc's registers; iv->regs stays NULL if this is plain ivshmem. */
 static int ivpci_find_ivsmc(struct ivpci *iv)
@@ -56,6 +59,14 @@ static int ivpci_find_ivsmc(struct ivpci *iv)
 	return 0;
 }
 
+static void ivpci_read_gid(struct ivpci *iv, u32 *gid)
+{
+	int i;
+
+	for (i = 0; i < ARRAY_SIZE(iv->device_gid); i++)
+		gid[i] = readl(iv->regs + IVSMC_REG_GID + 4 * i);
+}
+
 static int ivpci_read_ivsmc(struct ivpci *iv)
 {
 	resource_size_t len = pci_resource_len(iv->pdev, 0);
@@ -68,6 +79,7 @@ static int ivpci_read_ivsmc(struct ivpci *iv)
 	iv->doorbell_stride = readl(iv->regs + IVSMC_REG_DOORBELL_STRIDE);
 	table = readl(iv->regs + IVSMC_REG_LINK_TABLE);
 	doorbells = readl(iv->regs + IVSMC_REG_DOORBELLS);
+	ivpci_read_gid(iv, iv->device_gid);
 
 	if (!iv->nlinks || iv->nlinks > IVPCI_LINKS ||
 	    iv->window_shift < IVPCI_SHIFT_MIN ||
@@ -106,19 +118,63 @@ static int ivpci_read_plain(struct ivpci *iv)
 	return 0;
 }
 
-/* A GID for this probe: SMC must not take us for who we were before. */
+/*
+ * A GID for this probe: SMC must not take us for who we were before. The device
+ * has a part in the second half, too: virtual machines that were restored from
+ * the same snapshot may get the same random numbers.
+ */
 static void ivpci_make_gid(struct ivpci *iv, uuid_t *gid)
 {
 	int i;
 
 	do {
 		get_random_bytes(gid, sizeof(*gid));
-		for (i = 0; iv->regs && i < 8; i += 4)
-			put_unaligned_le32(readl(iv->regs + IVSMC_REG_GID + i),
-					   gid->b + i);
+		if (iv->regs)
+			memset(gid, 0, 8);
+		for (i = 0; i < ARRAY_SIZE(iv->device_gid); i++)
+			put_unaligned_le32(get_unaligned_le32(gid->b + 4 * i) ^
+					   iv->device_gid[i], gid->b + 4 * i);
 		if (!memchr_inv(gid->b, 0, 8))
 			gid->b[0] = 1;
 	} while (!ivpci_gid_valid(gid));
+}
+
+/* Is this not the device that was probed? One that is gone is no other one. */
+static bool ivpci_renamed(struct ivpci *iv)
+{
+	u32 position = readl(iv->bar0 + IVPCI_REG_POSITION);
+	u32 gid[ARRAY_SIZE(iv->device_gid)];
+
+	ivpci_read_gid(iv, gid);
+	return memchr_inv(gid, 0xff, sizeof(gid)) &&
+	       (memcmp(gid, iv->device_gid, sizeof(gid)) ||
+		position != iv->position);
+}
+
+/**
+ * ivpci_follow() - start anew if the device has become another one
+ * @iv: the device
+ *
+ * That is what happens when a virtual machine is restored from a snapshot or
+ * migrated: peers do not accept our old GID from the new device.
+ *
+ * Context: @iv's scan work. All links end at once, the rest comes later.
+ */
+void ivpci_follow(struct ivpci *iv)
+{
+	if (!iv->regs || READ_ONCE(iv->leaving) || !ivpci_renamed(iv))
+		return;
+	dev_info(&iv->pdev->dev, "the device has another GID: starting anew\n");
+	WRITE_ONCE(iv->leaving, true);
+	refcount_inc(&iv->ref);
+	pci_dev_get(iv->pdev);
+	queue_work(ivpci_wq, &iv->restart);
+}
+
+static void ivpci_put(struct ivpci *iv)
+{
+	if (refcount_dec_and_test(&iv->ref))
+		vfree(iv);
 }
 
 static int ivpci_irqs_on(struct ivpci *iv)
@@ -172,6 +228,8 @@ static int ivpci_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	if (!iv)
 		return -ENOMEM;
 	iv->pdev = pdev;
+	INIT_WORK(&iv->restart, ivpci_restart);
+	refcount_set(&iv->ref, 1);
 	ida_init(&iv->idx);
 	pci_set_drvdata(pdev, iv);
 
@@ -254,7 +312,7 @@ err_disable:
 err_stats:
 	free_percpu(iv->stats);
 err_iv:
-	vfree(iv);
+	ivpci_put(iv);
 	return ret;
 }
 
@@ -262,6 +320,8 @@ static void ivpci_remove(struct pci_dev *pdev)
 {
 	struct ivpci *iv = pci_get_drvdata(pdev);
 
+	if (!iv) /* ivpci_restart() has failed */
+		return;
 	ivpci_debugfs_del(iv);
 	dibs_dev_del(iv->dibs); /* SMC has ended all connections */
 	ivpci_links_stop(iv);
@@ -275,7 +335,28 @@ static void ivpci_remove(struct pci_dev *pdev)
 	pci_disable_device(pdev);
 	free_percpu(iv->stats);
 	ida_destroy(&iv->idx);
-	vfree(iv);
+	ivpci_put(iv);
+}
+
+static void ivpci_restart(struct work_struct *work)
+{
+	struct ivpci *iv = container_of(work, struct ivpci, restart);
+	struct pci_dev *pdev = iv->pdev;
+	int ret;
+
+	device_lock(&pdev->dev);
+	/* else we were unbound meanwhile, and perhaps another driver bound */
+	if (pci_get_drvdata(pdev) == iv) {
+		ivpci_remove(pdev);
+		ret = ivpci_probe(pdev, NULL);
+		if (ret) {
+			pci_set_drvdata(pdev, NULL);
+			dev_err(&pdev->dev, "cannot start anew: %d\n", ret);
+		}
+	}
+	device_unlock(&pdev->dev);
+	pci_dev_put(pdev);
+	ivpci_put(iv);
 }
 
 static const struct pci_device_id ivpci_ids[] = {
@@ -295,10 +376,15 @@ static int __init ivpci_init(void)
 {
 	int ret;
 
+	ivpci_wq = alloc_workqueue(IVPCI_NAME, WQ_UNBOUND, 0);
+	if (!ivpci_wq)
+		return -ENOMEM;
 	ivpci_debugfs_init();
 	ret = pci_register_driver(&ivpci_driver);
-	if (ret)
+	if (ret) {
 		ivpci_debugfs_exit();
+		destroy_workqueue(ivpci_wq);
+	}
 	return ret;
 }
 module_init(ivpci_init);
@@ -306,6 +392,7 @@ module_init(ivpci_init);
 static void __exit ivpci_exit(void)
 {
 	pci_unregister_driver(&ivpci_driver);
+	destroy_workqueue(ivpci_wq); /* nothing is bound: what runs ends at once */
 	ivpci_debugfs_exit();
 }
 module_exit(ivpci_exit);

@@ -2,10 +2,11 @@
 
 //! The device's options: parsed from text, and checked apart from that, with one error for each rule.
 
-use std::path::{Path, PathBuf};
+use std::ops::RangeInclusive;
+use std::path::{self, Path, PathBuf};
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
 use crate::Gid;
@@ -21,22 +22,20 @@ const MAX_PEERS: u16 = 64;
 /// The most MSI-X vectors of a device.
 const MAX_VECTORS: u16 = 16;
 /// The CHIDs that Linux reserves for emulated ISM devices, except loopback's.
-const FABRIC_IDS: std::ops::RangeInclusive<u16> = 0xff00..=0xfffe;
+const FABRIC_IDS: RangeInclusive<u16> = 0xff00..=0xfffe;
 
-/// The options of one device.
+/// The options of one device. Serialised they have the names that they have on the command line, and a VMM can
+/// flatten them into a struct of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Config {
-    /// The VMM's name for the device; empty: the VMM picks one.
-    #[serde(default)]
-    pub id: String,
     /// The Unix socket on which the device listens for peers.
     pub path: PathBuf,
-    /// The sockets of the devices that it joins.
-    #[serde(default)]
+    /// The sockets of the devices that it joins, and folders in which every socket is one. (A single one may be
+    /// deserialised without a list around it.)
+    #[serde(rename = "peer", default, deserialize_with = "one_or_many")]
     pub peers: Vec<PathBuf>,
     /// Size of the window that it shares with each peer, in bytes: a power of two of at least 2 MiB.
-    #[serde(default = "default_window_size")]
+    #[serde(rename = "size", default = "default_window_size")]
     pub window_size: u64,
     /// How many links it can have: 1 to 64.
     #[serde(default = "default_max_peers")]
@@ -45,7 +44,7 @@ pub struct Config {
     #[serde(default = "default_vectors")]
     pub vectors: u16,
     /// The device's GID; a random one when there is none.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gid: Option<Gid>,
     /// The fabric that it belongs to, which is the CHID that SMC sees: 0xff00 to 0xfffe.
     #[serde(default = "default_fabric_id")]
@@ -69,6 +68,19 @@ fn default_vectors() -> u16 {
 
 fn default_fabric_id() -> u16 {
     0xff00
+}
+
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Peers {
+        One(PathBuf),
+        Many(Vec<PathBuf>),
+    }
+    Ok(match Peers::deserialize(deserializer)? {
+        Peers::One(path) => vec![path],
+        Peers::Many(paths) => paths,
+    })
 }
 
 /// What is wrong with a device's options.
@@ -138,7 +150,7 @@ pub enum ConfigError {
     #[error("ivsmc: peer={0} is listed twice; list each peer once")]
     PeerTwice(PathBuf),
     /// More peers than links.
-    #[error("ivsmc: peer lists {peers} sockets but max_peers={max_peers}; raise max_peers")]
+    #[error("ivsmc: peer lists {peers} but max_peers={max_peers}; raise max_peers")]
     TooManyPeers {
         /// Peers given.
         peers: usize,
@@ -187,15 +199,26 @@ fn above(size: u64) -> u64 {
 }
 
 impl Config {
-    /// The options, for a VMM's help text.
-    pub const SYNTAX: &'static str = "\"path=<socket_to_listen_on>,peer=<socket_to_join>|[<socket>,<socket>...],\
-        size=<window_size>,max_peers=<1..64>,vectors=<1..16>,gid=<uuid>,fabric_id=<0xff00..0xfffe>,\
-        hugepages=on|off,id=<device_id>\"";
+    /// The options, for a VMM's help text, to which it may add its own.
+    pub const SYNTAX: &'static str = "path=<socket_to_listen_on>,\
+        peer=<socket_or_folder_to_join>|[<socket_or_folder>,<socket_or_folder>...],size=<window_size>,\
+        max_peers=<1..64>,vectors=<1..16>,gid=<uuid>,fabric_id=<0xff00..0xfffe>,hugepages=on|off";
+
+    /// The options' names.
+    pub const OPTIONS: &'static [&'static str] = &[
+        "path",
+        "peer",
+        "size",
+        "max_peers",
+        "vectors",
+        "gid",
+        "fabric_id",
+        "hugepages",
+    ];
 
     /// The default options with the given socket to listen on.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Config {
-            id: String::new(),
             path: path.into(),
             peers: Vec::new(),
             window_size: default_window_size(),
@@ -205,6 +228,58 @@ impl Config {
             fabric_id: default_fabric_id(),
             hugepages: false,
         }
+    }
+
+    /// Sets one option from its text, as on a command line: for a VMM that takes the command line apart itself.
+    ///
+    /// # Errors
+    /// When there is no such option, or the text cannot be its value. Rules that are about more than the text are
+    /// for [`validate`](Self::validate).
+    pub fn set(&mut self, option: &str, value: &str) -> Result<(), ConfigError> {
+        match option {
+            "path" => self.path = unquote(value).into(),
+            "peer" => self.peers = list(value)?,
+            "size" => self.window_size = size(value)?,
+            "max_peers" => self.max_peers = number("max_peers", value)?,
+            "vectors" => self.vectors = number("vectors", value)?,
+            "gid" => {
+                let gid = value.parse();
+                self.gid = Some(gid.map_err(|_| ConfigError::BadGid(value.into()))?);
+            }
+            "fabric_id" => self.fabric_id = number("fabric_id", value)?,
+            "hugepages" => self.hugepages = switch("hugepages", value)?,
+            _ => return Err(ConfigError::UnknownOption(option.into())),
+        }
+        Ok(())
+    }
+
+    /// Parses the text of a command line option among whose parts are some of the VMM's own: `own` is handed each
+    /// option and its value, and says whether it has taken it. It does not [`validate`](Self::validate).
+    ///
+    /// # Errors
+    /// When the text is not of the form that it should be, or the path is missing.
+    pub fn parse_with(
+        text: &str,
+        mut own: impl FnMut(&str, &str) -> bool,
+    ) -> Result<Self, ConfigError> {
+        let mut config = Config::default();
+        let mut seen: Vec<&str> = Vec::new();
+        for part in split(text)? {
+            let Some((option, value)) = part.split_once('=') else {
+                return Err(ConfigError::NotAnOption(part.into()));
+            };
+            if seen.contains(&option) {
+                return Err(ConfigError::Twice(option.into()));
+            }
+            seen.push(option);
+            if !own(option, unquote(value)) {
+                config.set(option, value)?;
+            }
+        }
+        if config.path.as_os_str().is_empty() {
+            return Err(ConfigError::NoPath);
+        }
+        Ok(config)
     }
 
     /// Checks everything about the options that can be known without touching the system.
@@ -284,9 +359,16 @@ fn check_path(option: &'static str, path: &Path) -> Result<(), ConfigError> {
 
 /// Whether two paths are the same file as far as their text says.
 fn same_path(one: &Path, other: &Path) -> bool {
-    match (std::path::absolute(one), std::path::absolute(other)) {
+    match (path::absolute(one), path::absolute(other)) {
         (Ok(one), Ok(other)) => one == other,
         _ => one == other,
+    }
+}
+
+/// The default options, without a socket to listen on, which has to be set.
+impl Default for Config {
+    fn default() -> Self {
+        Config::new("")
     }
 }
 
@@ -295,38 +377,7 @@ impl FromStr for Config {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let mut config = Config::new("");
-        let mut seen: Vec<&str> = Vec::new();
-        for part in split(text)? {
-            let Some((option, value)) = part.split_once('=') else {
-                return Err(ConfigError::NotAnOption(part.into()));
-            };
-            if seen.contains(&option) {
-                return Err(ConfigError::Twice(option.into()));
-            }
-            seen.push(option);
-            match option {
-                "id" => config.id = unquote(value).into(),
-                "path" => config.path = unquote(value).into(),
-                "peer" => config.peers = list(value)?,
-                "size" => config.window_size = size(value)?,
-                "max_peers" => config.max_peers = number("max_peers", value)?,
-                "vectors" => config.vectors = number("vectors", value)?,
-                "gid" => {
-                    let gid = value
-                        .parse()
-                        .map_err(|_| ConfigError::BadGid(value.into()))?;
-                    config.gid = Some(gid);
-                }
-                "fabric_id" => config.fabric_id = number("fabric_id", value)?,
-                "hugepages" => config.hugepages = switch("hugepages", value)?,
-                _ => return Err(ConfigError::UnknownOption(option.into())),
-            }
-        }
-        if config.path.as_os_str().is_empty() {
-            return Err(ConfigError::NoPath);
-        }
-        Ok(config)
+        Config::parse_with(text, |_, _| false)
     }
 }
 
@@ -442,11 +493,10 @@ mod tests {
     fn everything_given() {
         let gid = "01234567-89ab-4def-8123-456789abcdef";
         let config = checked(&format!(
-            "id=smc0,path=\"/run/a,b\",peer=[/run/c,\"/run/d]\"],size=2G,max_peers=2,vectors=0x10,\
+            "path=\"/run/a,b\",peer=[/run/c,\"/run/d]\"],size=2G,max_peers=2,vectors=0x10,\
              gid={gid},fabric_id=0xfffe,hugepages=on"
         ))
         .unwrap();
-        assert_eq!(config.id, "smc0");
         assert_eq!(config.path, PathBuf::from("/run/a,b"));
         assert_eq!(
             config.peers,
@@ -459,6 +509,70 @@ mod tests {
         );
         assert_eq!(config.gid.unwrap().to_string(), gid);
         assert!(config.hugepages);
+    }
+
+    #[test]
+    fn a_vmm_s_own_options_are_left_to_it() {
+        let mut id = String::new();
+        let config = Config::parse_with("id=\"a,b\",path=/a,peer=[/b,id=c]", |option, value| {
+            let is_own = option == "id";
+            if is_own {
+                id = value.into();
+            }
+            is_own
+        });
+        let config = config.unwrap();
+        assert_eq!(id, "a,b");
+        assert_eq!(config.peers, [PathBuf::from("/b"), PathBuf::from("id=c")]);
+        let twice = Config::parse_with("id=a,path=/a,id=b", |option, _| option == "id");
+        assert_eq!(twice, Err(ConfigError::Twice("id".into())));
+    }
+
+    #[test]
+    fn each_option_can_be_set_and_serialised() {
+        let values = [
+            "/a",
+            "[/b,/c]",
+            "2M",
+            "3",
+            "5",
+            "01234567-89ab-4def-8123-456789abcdef",
+            "0xff07",
+            "on",
+        ];
+        let (mut config, mut text) = (Config::default(), String::new());
+        assert_eq!(values.len(), Config::OPTIONS.len());
+        for (option, value) in Config::OPTIONS.iter().zip(values) {
+            config.set(option, value).unwrap();
+            text += &format!("{option}={value},");
+            assert!(Config::SYNTAX.contains(&format!("{option}=<")) || *option == "hugepages");
+        }
+        assert_eq!(text.trim_end_matches(',').parse(), Ok(config.clone()));
+        let json = serde_json::to_value(&config).unwrap();
+        assert_eq!(json.as_object().unwrap().len(), Config::OPTIONS.len());
+        assert_eq!(json["peer"], serde_json::json!(["/b", "/c"]));
+        assert_eq!(json["size"], 2 << 20);
+        assert_eq!(serde_json::from_value::<Config>(json).unwrap(), config);
+        let unknown = ConfigError::UnknownOption("id".into());
+        assert_eq!(config.set("id", "x"), Err(unknown));
+    }
+
+    #[test]
+    fn a_vmm_can_flatten_the_options_into_its_own() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
+        struct Own {
+            id: String,
+            #[serde(flatten)]
+            config: Config,
+        }
+        let text = r#"{"id":"x","path":"/a","peer":"/b","other":1}"#;
+        let own: Own = serde_json::from_str(text).unwrap();
+        assert_eq!(own.config.peers, [PathBuf::from("/b")]);
+        let json = serde_json::to_value(&own).unwrap();
+        assert!(json.get("gid").is_none());
+        assert_eq!(serde_json::from_value::<Own>(json).unwrap(), own);
+        let wrong = r#"{"id":"x","path":"/a","peer":1}"#;
+        assert!(serde_json::from_str::<Own>(wrong).is_err());
     }
 
     #[test]
@@ -497,6 +611,7 @@ mod tests {
             ("peer=/b", &["path is missing", "path=/run/ivsmc/a"]),
             ("path=,peer=/b", &["path is missing", "path=/run/ivsmc/a"]),
             ("path=/a,pear=/b", &["'pear'", "options are", "peer="]),
+            ("path=/a,id=b", &["'id'", "options are"]),
             ("path=/a,peer", &["'peer'", "option=value"]),
             ("path=/a,path=/b", &["path", "twice", "once"]),
             ("path=/a,peer=[/b", &["not closed", "[a,b]"]),

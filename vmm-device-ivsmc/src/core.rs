@@ -11,12 +11,13 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::handshake::Terms;
 use crate::lines::Line;
-use crate::link::{LinkTable, State as LinkState};
+use crate::link::{Link, LinkTable, State as LinkState};
 use crate::pci::{BarMove, BarSpec, ConfigSpace, Identity, Msix};
 use crate::registers::{self, Registers};
+use crate::socket::{Socket, SocketFile};
 use crate::wire::{Bye, Hello};
 use crate::wiring::Wiring;
-use crate::{Config, Counters, DeviceState, Gid, Host, Window};
+use crate::{Config, Counters, DeviceState, Event, EventKind, Gid, Host, Window};
 
 /// BAR0: registers, link table, doorbells.
 const REGISTERS: usize = 0;
@@ -54,7 +55,18 @@ pub struct Core {
     pub wake: EventFd,
     host: Arc<dyn Host>,
     stopping: AtomicBool,
+    /// The VM does not run yet: there are no links.
+    held: AtomicBool,
+    place: Mutex<Place>,
     state: Mutex<State>,
+}
+
+/// Where the device listens.
+struct Place {
+    /// There is none while the path is in use, and when the device stops.
+    file: Option<SocketFile>,
+    /// The device stops: it must not listen any more.
+    closed: bool,
 }
 
 struct State {
@@ -105,20 +117,16 @@ fn config_space(config: &Config, msix: &Msix) -> ConfigSpace {
 }
 
 impl Core {
-    /// A device in the state after a reset, or in that of a snapshot. The configuration has been validated.
+    /// A device in the state after a reset, or in that of a snapshot, which is held. The configuration has been
+    /// validated. `file` is that of its socket, if it has one yet.
     pub fn new(
+        name: &str,
         config: Config,
         host: Arc<dyn Host>,
         saved: Option<&DeviceState>,
+        file: Option<SocketFile>,
     ) -> io::Result<Self> {
-        let gid = saved
-            .map(|saved| saved.gid)
-            .or(config.gid)
-            .unwrap_or_else(Gid::random);
-        let name = match config.id.as_str() {
-            "" => format!("ivsmc {}", config.path.display()),
-            id => format!("ivsmc {id}"),
-        };
+        let gid = config.gid.unwrap_or_else(Gid::random);
         let msix = Msix::new(config.vectors);
         let mut state = State {
             config_space: config_space(&config, &msix),
@@ -141,19 +149,23 @@ impl Core {
             state.restore(saved, host.as_ref())?;
         }
         Ok(Core {
-            name,
+            name: format!("ivsmc {name}"),
             gid,
             wake: EventFd::new(EFD_NONBLOCK)?,
             host,
             stopping: AtomicBool::new(false),
+            held: AtomicBool::new(saved.is_some()),
+            place: Mutex::new(Place {
+                file,
+                closed: false,
+            }),
             state: Mutex::new(state),
             config,
         })
     }
 
-    /// No code panics while it holds the lock; if some did all the same, the state is still the best there is.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn host(&self) -> &dyn Host {
@@ -165,6 +177,11 @@ impl Core {
             log::error!("{}: cannot wake the fabric thread: {error}", self.name);
         }
     }
+}
+
+/// No code panics while it holds a lock; if some did all the same, what it left is still the best there is.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the VMM calls.
@@ -221,7 +238,8 @@ impl Core {
                         // That is this one peer's fault, or nobody's: the others keep their links.
                         log::error!("{}: link {link} ends, no doorbells: {error}", self.name);
                         state.counters.host_errors += 1;
-                        state.lose(self.host(), link, &self.name);
+                        let why = format!("it has no doorbells: {error}");
+                        state.lose(self.host(), link, &self.name, &why);
                         self.wake();
                     }
                 }
@@ -258,6 +276,8 @@ impl Core {
         let state = &mut *self.lock();
         match (bar, offset) {
             (REGISTERS, _) => {
+                let is_doorbell = state.registers.is_doorbell(offset);
+                state.counters.doorbells_trapped += u64::from(is_doorbell);
                 let has_let_go = state.registers.write(offset, data);
                 if has_let_go {
                     self.wake();
@@ -275,7 +295,7 @@ impl Core {
     pub fn reset(&self) {
         let state = &mut *self.lock();
         state.counters.resets += 1;
-        state.end_all(self.host(), &self.name);
+        state.end_all(self.host(), &self.name, "the device is reset");
         state.config_space.reset();
         state.msix.reset();
         state.registers.intr_mask = 0;
@@ -287,7 +307,6 @@ impl Core {
     pub fn snapshot(&self) -> DeviceState {
         let state = &*self.lock();
         DeviceState {
-            gid: self.gid,
             config_space: state.config_space.state(),
             msix: state.msix.state(),
             links: state.registers.links.snapshot(),
@@ -296,7 +315,7 @@ impl Core {
 
     pub fn counters(&self) -> Counters {
         let state = &*self.lock();
-        let is_up = |link: &&crate::link::Link| link.state() == LinkState::Up;
+        let is_up = |link: &&Link| link.state() == LinkState::Up;
         let links = state.registers.links.iter().filter(is_up).count() as u64;
         Counters {
             links,
@@ -304,9 +323,21 @@ impl Core {
         }
     }
 
+    pub fn resume(&self) {
+        if self.held.swap(false, Ordering::AcqRel) {
+            self.wake();
+        }
+    }
+
     pub fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
-        self.wake();
+        let mut place = lock(&self.place);
+        if !place.closed {
+            place.closed = true;
+            // While the fabric thread still listens, so that nobody replaces the file in between.
+            place.file = None;
+            self.stopping.store(true, Ordering::Release);
+            self.wake();
+        }
     }
 }
 
@@ -314,6 +345,21 @@ impl Core {
 impl Core {
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
+    }
+
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Acquire)
+    }
+
+    /// Listens on a path that was in use when the device was made. `None`: the device stops.
+    pub fn listen(&self) -> io::Result<Option<Socket>> {
+        let mut place = lock(&self.place);
+        if place.closed {
+            return Ok(None);
+        }
+        let (socket, file) = SocketFile::listen(&self.config.path)?;
+        place.file = Some(file);
+        Ok(Some(socket))
     }
 
     /// How this device introduces itself.
@@ -330,6 +376,11 @@ impl Core {
     /// Changes the counters.
     pub fn count(&self, change: impl FnOnce(&mut Counters)) {
         change(&mut self.lock().counters);
+    }
+
+    /// Tells the VMM of something that happened to no link.
+    pub fn tell(&self, event: &Event) {
+        self.host.event(event);
     }
 
     /// Whether there is a link to this GID, or about to be.
@@ -395,6 +446,13 @@ impl Core {
         };
         state.counters.links_up += 1;
         state.raise(&self.name);
+        let size = (1u64 << peer.window_shift) >> 20;
+        self.host.event(&Event {
+            kind: EventKind::LinkUp,
+            link: Some(link),
+            peer: Some(peer.gid),
+            reason: format!("a window of {size} MiB, side {}", peer.side),
+        });
         Ok(generation)
     }
 
@@ -403,24 +461,21 @@ impl Core {
         self.lock().is_up(link, generation)
     }
 
-    /// The peer of this generation of a link is gone.
-    pub fn lose(&self, link: usize, generation: u32) {
+    /// The peer of this generation of a link is gone, for the reason given.
+    pub fn lose(&self, link: usize, generation: u32, why: &str) {
         let state = &mut *self.lock();
         if state.is_up(link, generation) {
-            state.lose(self.host(), link, &self.name);
+            state.lose(self.host(), link, &self.name, why);
         }
     }
 
     /// Takes out of the guest the windows that it has let go of. Returns whether there were any.
     pub fn tend(&self) -> bool {
         let state = &mut *self.lock();
-        let is_let_go = |link: &crate::link::Link| link.is_let_go();
+        let is_let_go = |link: &Link| link.is_let_go();
         let let_go: Vec<bool> = state.registers.links.iter().map(is_let_go).collect();
         for (link, _) in let_go.iter().enumerate().filter(|(_, let_go)| **let_go) {
-            state.remove(self.host(), link, &self.name);
-            if let Some(link) = state.registers.links.get_mut(link) {
-                link.down();
-            }
+            state.down(self.host(), link, &self.name, "the guest has let go");
             state.raise(&self.name);
         }
         let_go.contains(&true)
@@ -430,7 +485,7 @@ impl Core {
     pub fn close(&self) {
         let state = &mut *self.lock();
         state.closed = true;
-        state.end_all(self.host(), &self.name);
+        state.end_all(self.host(), &self.name, "the device closes");
         let masked = state.control.set(self.host(), None);
         state.check(masked, &self.name, "take off the control line");
     }
@@ -544,18 +599,29 @@ impl State {
     }
 
     /// The peer of a link that is up is gone.
-    fn lose(&mut self, host: &dyn Host, link: usize, name: &str) {
+    fn lose(&mut self, host: &dyn Host, link: usize, name: &str, why: &str) {
         self.counters.links_lost += 1;
+        let peer = self.peer(link);
         if let Some(wiring) = &mut self.wirings[link] {
             let disconnected = wiring.disconnect(host);
             self.check(disconnected, name, "disconnect a link");
         }
         let state = self.registers.links.get_mut(link).map(|link| link.lose());
-        if state == Some(LinkState::Down) {
+        let kind = if state == Some(LinkState::Down) {
             self.remove(host, link, name);
-        }
+            EventKind::LinkDown
+        } else {
+            self.counters.links_reset += 1;
+            EventKind::LinkReset
+        };
         self.hand_on_classic(host, name);
         self.raise(name);
+        host.event(&Event {
+            kind,
+            link: Some(link),
+            peer,
+            reason: why.into(),
+        });
     }
 
     /// Gives the Doorbell register to links whose IVPosition no link that has it shares any more.
@@ -587,13 +653,34 @@ impl State {
         }
     }
 
-    /// Makes all links down, whatever the guest has claimed.
-    fn end_all(&mut self, host: &dyn Host, name: &str) {
+    /// The peer of a link, while there is one or the guest still has its window.
+    fn peer(&self, link: usize) -> Option<Gid> {
+        let link = self.registers.links.get(link)?;
+        link.peer().map(|peer| peer.gid)
+    }
+
+    /// Makes a link down, whatever the guest has claimed.
+    fn down(&mut self, host: &dyn Host, link: usize, name: &str, why: &str) {
+        let peer = self.peer(link);
+        self.remove(host, link, name);
+        if let Some(link) = self.registers.links.get_mut(link) {
+            link.down();
+        }
+        // Else it was down before.
+        if peer.is_some() {
+            host.event(&Event {
+                kind: EventKind::LinkDown,
+                link: Some(link),
+                peer,
+                reason: why.into(),
+            });
+        }
+    }
+
+    /// Makes all links down.
+    fn end_all(&mut self, host: &dyn Host, name: &str, why: &str) {
         for link in 0..self.wirings.len() {
-            self.remove(host, link, name);
-            if let Some(link) = self.registers.links.get_mut(link) {
-                link.down();
-            }
+            self.down(host, link, name, why);
         }
     }
 }

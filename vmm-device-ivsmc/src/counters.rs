@@ -13,6 +13,8 @@ pub struct Counters {
     pub links_up: u64,
     /// Times that a link ended because the peer went away.
     pub links_lost: u64,
+    /// Times that a link ended whose window the guest had claimed, so that its connections were reset.
+    pub links_reset: u64,
     /// Resets of the device.
     pub resets: u64,
     /// Connections that peers made to this device.
@@ -27,4 +29,35 @@ pub struct Counters {
     pub protocol_errors: u64,
     /// Calls of the VMM (see [`Host`](crate::Host)) that failed.
     pub host_errors: u64,
+    /// The guest's stores to a doorbell or the Doorbell register that came to the VMM, because no link stood behind
+    /// them. KVM alone takes those of a link that is up: while links are up and the guest rings only them, this does
+    /// not grow.
+    pub doorbells_trapped: u64,
+}
+
+impl Counters {
+    /// Every counter and its name, which is that of the field.
+    pub fn named(&self) -> [(&'static str, u64); 12] {
+        macro_rules! named {
+            ($($name:ident),*) => {{
+                // A counter that is missing here does not compile.
+                let Counters { $($name),* } = *self;
+                [$((stringify!($name), $name)),*]
+            }};
+        }
+        named!(
+            links,
+            links_up,
+            links_lost,
+            links_reset,
+            resets,
+            connections_accepted,
+            connections_made,
+            handshakes_refused,
+            handshakes_timed_out,
+            protocol_errors,
+            host_errors,
+            doorbells_trapped
+        )
+    }
 }

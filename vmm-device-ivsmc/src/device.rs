@@ -45,13 +45,14 @@ pub enum Error {
 /// [`Fabric`]'s thread.
 pub struct Device {
     core: Arc<Core>,
-    file: SocketFile,
 }
 
 impl Device {
-    /// The system calls that the guest's accesses make (the methods from `config_read` to `bar_write`), for a seccomp
-    /// filter of vCPU threads: those of the device, of the allocator, and of a [`Host`] that does what it must with
-    /// ioctls. What else the host and the logger make has to be added.
+    /// The system calls that vCPU threads make, for a seccomp filter of theirs: those of the guest's accesses (the
+    /// methods from `config_read` to `bar_write`), of [`reset`](Self::reset), and of a guest that unplugs the device,
+    /// so that the VMM calls [`shutdown`](Self::shutdown), joins the fabric's thread and drops the device. They are
+    /// the device's own, the allocator's, and those of a [`Host`] that does what it must with ioctls. What else the
+    /// host and the logger make has to be added.
     pub const SYSCALLS: &'static [i64] = &[
         // Interrupt lines are looked at, emptied and signalled; the fabric thread is woken.
         #[cfg(target_arch = "x86_64")]
@@ -61,9 +62,17 @@ impl Device {
         libc::SYS_write,
         // The host's: KVM_SET_USER_MEMORY_REGION, KVM_IOEVENTFD, KVM_IRQFD, KVM_SET_GSI_ROUTING.
         libc::SYS_ioctl,
-        // A link that has no doorbells any more after a BAR moved is ended.
+        // A link that has no doorbells any more after a BAR moved is ended; descriptors go with the device.
         libc::SYS_close,
         libc::SYS_munmap,
+        // The socket's file is looked at and removed. (Joining a thread is a futex.)
+        libc::SYS_statx,
+        libc::SYS_newfstatat,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_lstat,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_unlink,
+        libc::SYS_unlinkat,
         // The lock, the allocator.
         libc::SYS_futex,
         libc::SYS_brk,
@@ -73,33 +82,56 @@ impl Device {
         libc::SYS_madvise,
     ];
 
+    /// The system calls that [`new`](Self::new) makes on top of [`Fabric::SYSCALLS`], for a seccomp filter of the
+    /// thread that makes devices. (One that also calls the methods for the guest needs [`SYSCALLS`](Self::SYSCALLS),
+    /// too.)
+    pub const NEW_SYSCALLS: &'static [i64] = &[
+        // The fabric's epoll; a GID; the folder that a relative path starts from.
+        libc::SYS_epoll_create1,
+        libc::SYS_getrandom,
+        libc::SYS_getcwd,
+    ];
+
     /// Makes a device that listens on the configuration's path, and its fabric, for which the VMM starts
-    /// a thread that calls [`Fabric::run`]. With `state` it is a device as it was when that was taken, but that its
-    /// links come up anew; the VMM then finds the BARs' addresses with [`bar_address`](Self::bar_address) and places
-    /// them there.
+    /// a thread that calls [`Fabric::run`]. `name` is what to call the device in the log.
+    ///
+    /// With `state` it is a device as it was when that was taken, but that it has a new GID (unless the configuration
+    /// has one) and that its links come up anew; the VMM then finds the BARs' addresses with
+    /// [`bar_address`](Self::bar_address) and places them there. Such a device is *held*: it neither accepts nor
+    /// joins peers until [`resume`](Self::resume). Its path may be in use as long as the VM that it is the
+    /// continuation of has not ended: it then listens when the path is free.
     ///
     /// # Errors
     /// When an option is wrong or the socket cannot be made; the error says what would do.
     pub fn new(
+        name: &str,
         config: Config,
         host: Arc<dyn Host>,
         state: Option<&DeviceState>,
     ) -> Result<(Arc<Device>, Fabric), Error> {
         config.validate()?;
         let path = config.path.clone();
-        let (socket, file) =
-            SocketFile::listen(&path).map_err(|error| listen_error(path.clone(), error))?;
-        let made = Core::new(config, host, state).and_then(|core| {
+        let (socket, file) = match SocketFile::listen(&path) {
+            Ok((socket, file)) => (Some(socket), Some(file)),
+            Err(error) if state.is_some() && error.kind() == io::ErrorKind::AddrInUse => {
+                (None, None)
+            }
+            Err(error) => return Err(listen_error(path, error)),
+        };
+        let made = Core::new(name, config, host, state, file).and_then(|core| {
             let core = Arc::new(core);
             Ok((Fabric::new(core.clone(), socket)?, core))
         });
         match made {
-            Ok((fabric, core)) => Ok((Arc::new(Device { core, file }), fabric)),
-            Err(error) => {
-                file.remove();
-                Err(Error::System(path, error))
-            }
+            Ok((fabric, core)) => Ok((Arc::new(Device { core }), fabric)),
+            Err(error) => Err(Error::System(path, error)),
         }
+    }
+
+    /// Lets a device that was made of a snapshot accept and join peers, now that its VM runs. A device that is
+    /// not held goes on as it is.
+    pub fn resume(&self) {
+        self.core.resume();
     }
 
     /// The device's BARs: registers (0), MSI-X (1), windows (2).
@@ -172,10 +204,7 @@ impl Device {
 
     /// Removes the socket, and makes [`Fabric::run`] end all links and return. Dropping the device does it, too.
     pub fn shutdown(&self) {
-        if !self.core.is_stopping() {
-            self.file.remove();
-            self.core.stop();
-        }
+        self.core.stop();
     }
 }
 

@@ -4,63 +4,66 @@
 //! and nothing changes, it sleeps.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use crate::connectors::{Connector, Connectors, FIRST_RETRY, LAST_RETRY, Retry};
 use crate::core::Core;
+use crate::event::Limiter;
+use crate::folder::{self, Folder};
 use crate::handshake::{End, Handshake, Step, Terms};
 use crate::lines::Line;
 use crate::socket::{Packet, Socket, into_eventfd, own_user};
 use crate::wire::{Bye, Message};
-use crate::{Gid, Window};
+use crate::{Event, EventKind, Gid, Window};
 
 /// How long a connection may take to become a link.
 const HANDSHAKE: Duration = Duration::from_secs(2);
 /// How many connections that others made may be waiting to become links.
 const MAX_WAITING: usize = 16;
-/// When to try a peer again: at first, and at most.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(1);
+/// How many that this end made may be: no fewer than the most peers that can be listed. Folders can have more.
+const MAX_JOINING: usize = 64;
+/// How long to let a folder come to rest before it is looked at.
+const REST: Duration = Duration::from_millis(50);
 /// How long not to accept connections when the process is out of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
 const WAKE: u64 = 0;
 const LISTENER: u64 = 1;
 const FIRST_CONNECTION: u64 = 2;
+/// What is told apart from a connection's number by this bit is a folder's.
+const FOLDER: u64 = 1 << 63;
 
 /// What the fabric thread runs. The VMM moves it to a thread of its own and calls [`run`](Self::run).
 pub struct Fabric {
     core: Arc<Core>,
     epoll: Epoll,
-    listener: Socket,
-    /// When to accept connections again, if not now.
+    /// There is none as long as the path is in use.
+    listener: Option<Socket>,
+    /// When to try to listen.
+    listening: Retry,
+    /// When to begin to accept connections (again), if not now.
     paused: Option<Instant>,
-    connectors: Vec<Connector>,
+    connectors: Connectors,
+    /// The folders among them that are watched.
+    folders: BTreeMap<u64, Folder>,
     connections: BTreeMap<u64, Connection>,
     next_id: u64,
-}
-
-/// A peer that this device joins.
-struct Connector {
-    path: PathBuf,
-    /// Who was there the last time.
-    gid: Option<Gid>,
-    /// When to try next; `None` while there is a connection.
-    next: Option<Instant>,
-    delay: Duration,
-    /// What it said last in the log, so as not to repeat it at every try.
-    said: String,
+    /// How often others have made this end complain.
+    limiter: Limiter,
 }
 
 struct Connection {
     socket: Socket,
     /// The connector that made it; `None` if the other end did.
-    connector: Option<usize>,
+    connector: Option<u64>,
     handshake: Handshake,
     deadline: Instant,
     stage: Stage,
@@ -143,6 +146,25 @@ impl From<End> for Ending {
     }
 }
 
+/// Watches a folder, or goes on to: its descriptor is heard of once from now on.
+fn watch_folder(
+    epoll: &Epoll,
+    folders: &mut BTreeMap<u64, Folder>,
+    id: u64,
+    path: &Path,
+) -> io::Result<()> {
+    let (operation, folder) = match folders.entry(id) {
+        Entry::Occupied(entry) => {
+            let folder = entry.into_mut();
+            folder.renew()?;
+            (ControlOperation::Modify, folder)
+        }
+        Entry::Vacant(entry) => (ControlOperation::Add, entry.insert(Folder::watch(path)?)),
+    };
+    let event = EpollEvent::new(EventSet::IN | EventSet::ONE_SHOT, FOLDER | id);
+    epoll.ctl(operation, folder.as_raw_fd(), event)
+}
+
 /// An error of this end's own.
 fn internal(what: &'static str) -> impl Fn(io::Error) -> Ending {
     move |error| Ending::Internal(format!("cannot {what}: {error}"))
@@ -162,6 +184,8 @@ impl Fabric {
         libc::SYS_restart_syscall,
         // Connections and descriptors in them.
         libc::SYS_socket,
+        libc::SYS_bind,
+        libc::SYS_listen,
         libc::SYS_connect,
         libc::SYS_accept4,
         libc::SYS_getsockopt,
@@ -169,6 +193,23 @@ impl Fabric {
         libc::SYS_sendmsg,
         libc::SYS_recvmsg,
         libc::SYS_close,
+        // The socket's file, if the path was in use at first.
+        libc::SYS_statx,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_lstat,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_unlink,
+        libc::SYS_unlinkat,
+        // Folders of peers.
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_stat,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_open,
+        libc::SYS_inotify_init1,
+        libc::SYS_inotify_add_watch,
+        libc::SYS_inotify_rm_watch,
+        libc::SYS_openat,
+        libc::SYS_getdents64,
         // Windows.
         libc::SYS_memfd_create,
         libc::SYS_ftruncate,
@@ -198,26 +239,22 @@ impl Fabric {
         libc::SYS_exit,
     ];
 
-    pub(crate) fn new(core: Arc<Core>, listener: Socket) -> io::Result<Self> {
+    pub(crate) fn new(core: Arc<Core>, listener: Option<Socket>) -> io::Result<Self> {
         let now = Instant::now();
-        let connector = |path: &PathBuf| Connector {
-            path: path.clone(),
-            gid: None,
-            next: Some(now),
-            delay: FIRST_RETRY,
-            said: String::new(),
-        };
         let fabric = Fabric {
             epoll: Epoll::new()?,
+            listening: Retry::from(listener.is_none().then_some(now)),
+            // A device that is held begins later.
+            paused: listener.is_some().then_some(now),
             listener,
-            paused: None,
-            connectors: core.config.peers.iter().map(connector).collect(),
+            connectors: Connectors::new(&core.config.peers, now),
+            folders: BTreeMap::new(),
             connections: BTreeMap::new(),
             next_id: FIRST_CONNECTION,
+            limiter: Limiter::default(),
             core,
         };
         fabric.watch(fabric.core.wake.as_raw_fd(), WAKE)?;
-        fabric.watch(fabric.listener.as_raw_fd(), LISTENER)?;
         Ok(fabric)
     }
 
@@ -236,6 +273,7 @@ impl Fabric {
                         match event.data() {
                             WAKE => self.woken(),
                             LISTENER => self.accept(),
+                            id if id & FOLDER != 0 => self.stirred(id & !FOLDER),
                             id => self.readable(id),
                         }
                     }
@@ -252,16 +290,16 @@ impl Fabric {
 
     /// Milliseconds until something is due; -1: nothing is.
     fn timeout(&self) -> i32 {
+        if self.core.is_held() {
+            return -1;
+        }
         let waiting = self
             .connections
             .values()
             .filter(|connection| connection.is_waiting());
         let deadlines = waiting.map(|connection| connection.deadline);
-        let retries = self
-            .connectors
-            .iter()
-            .filter_map(|connector| connector.next);
-        let Some(due) = deadlines.chain(retries).chain(self.paused).min() else {
+        let retries = [self.paused, self.listening.next, self.connectors.next()];
+        let Some(due) = deadlines.chain(retries.into_iter().flatten()).min() else {
             return -1;
         };
         let wait = due.saturating_duration_since(Instant::now());
@@ -271,12 +309,20 @@ impl Fabric {
 
     /// Does what is due.
     fn expire(&mut self) {
+        if self.core.is_held() {
+            return;
+        }
         let now = Instant::now();
-        if self.paused.is_some_and(|until| until <= now) {
-            self.paused = None;
-            if let Err(error) = self.watch(self.listener.as_raw_fd(), LISTENER) {
-                log::error!("{}: no peer can connect any more: {error}", self.core.name);
+        if self.listening.is_due(now) {
+            self.listen(now);
+        }
+        if self.paused.is_some_and(|until| until <= now)
+            && let Some(listener) = &self.listener
+        {
+            if let Err(error) = self.watch(listener.as_raw_fd(), LISTENER) {
+                log::error!("{}: no peer can connect: {error}", self.core.name);
             }
+            self.paused = None;
         }
         let is_late =
             |connection: &Connection| connection.is_waiting() && connection.deadline <= now;
@@ -287,21 +333,40 @@ impl Fabric {
             .map(|(&id, _)| id)
             .collect();
         for id in late {
-            self.end(id, Ending::TimedOut);
+            self.end(id, &Ending::TimedOut);
         }
-        for index in 0..self.connectors.len() {
-            if self.connectors[index].next.is_some_and(|next| next <= now) {
-                self.join(index, now);
+        for id in self.connectors.due(now) {
+            self.attempt(id, now);
+        }
+    }
+
+    /// Listens, now that the path may be free.
+    fn listen(&mut self, now: Instant) {
+        let (name, path) = (&self.core.name, self.core.config.path.display());
+        match self.core.listen() {
+            Ok(Some(listener)) => {
+                log::info!("{name}: listens on {path} now");
+                self.listener = Some(listener);
+                self.listening.next = None;
+                self.paused = Some(now);
+            }
+            // The device stops.
+            Ok(None) => self.listening.next = None,
+            Err(error) => {
+                if self.listening.is_news(&error.to_string()) {
+                    log::info!("{name}: listens on {path} as soon as it can: {error}");
+                }
+                self.listening.later(now);
             }
         }
     }
 
-    /// The device stops, or the guest has let go of windows, or the device was reset.
+    /// The device stops, or is held no longer, or the guest has let go of windows, or the device was reset.
     fn woken(&mut self) {
         // It is nobody else's and does not block; an error says that it is empty.
         let _ = self.core.wake.read();
         if self.core.tend() {
-            self.hasten(|_| true);
+            self.connectors.hasten(Instant::now(), |_| true);
         }
         let is_gone = |connection: &Connection| match connection.stage {
             Stage::Up { link, generation } => !self.core.is_up(link, generation),
@@ -314,57 +379,100 @@ impl Fabric {
             .map(|(&id, _)| id)
             .collect();
         for id in gone {
-            self.end(id, Ending::Closing);
+            self.end(id, &Ending::Closing);
         }
     }
 
-    /// Makes connectors that wait try again soon.
-    fn hasten(&mut self, which: impl Fn(&Connector) -> bool) {
-        let soon = Instant::now() + FIRST_RETRY;
-        for connector in self
-            .connectors
-            .iter_mut()
-            .filter(|connector| which(connector))
-        {
-            connector.delay = FIRST_RETRY;
-            connector.next = connector.next.map(|next| next.min(soon));
+    /// Joins a peer, or looks into a folder of them. What is listed may be either, and become the other.
+    fn attempt(&mut self, id: u64, now: Instant) {
+        let Some(connector) = self.connectors.get_mut(id) else {
+            return;
+        };
+        let is_watched = self.folders.contains_key(&id);
+        if connector.is_listed() && (is_watched || connector.path.is_dir()) {
+            self.look(id, now);
+        } else {
+            self.join(id, now);
         }
+    }
+
+    /// Something has happened in a folder. It is looked at in a moment, and not heard of any more until then: who
+    /// does a lot in it must not keep this thread busy.
+    fn stirred(&mut self, id: u64) {
+        if let Some(connector) = self.connectors.get_mut(id) {
+            connector.retry.next = Some(Instant::now() + REST);
+        }
+    }
+
+    /// Looks which sockets are in a folder, and again when that changes.
+    fn look(&mut self, id: u64, now: Instant) {
+        let own = &self.core.config.path;
+        let Some(connector) = self.connectors.get_mut(id) else {
+            return;
+        };
+        let watched = watch_folder(&self.epoll, &mut self.folders, id, &connector.path);
+        let found = match watched.and_then(|()| folder::sockets(&connector.path, own)) {
+            Ok(found) => {
+                connector.retry.next = None;
+                found
+            }
+            Err(error) => {
+                // It is gone, or another one by now, or there is something else.
+                self.folders.remove(&id);
+                connector.retry.next = Some(now + LAST_RETRY);
+                if connector.retry.is_news(&error.to_string()) {
+                    let (name, path) = (&self.core.name, connector.path.display());
+                    log::info!("{name}: looks for the folder {path} each second: {error}");
+                }
+                // Perhaps it can just not be watched.
+                folder::sockets(&connector.path, own).unwrap_or_default()
+            }
+        };
+        self.connectors.update(id, found, now);
     }
 
     /// Connects to a peer, unless there is a link to it.
-    fn join(&mut self, index: usize, now: Instant) {
-        let connector = &mut self.connectors[index];
+    fn join(&mut self, id: u64, now: Instant) {
+        let Some(connector) = self.connectors.get_mut(id) else {
+            return;
+        };
         if connector.gid.is_some_and(|gid| self.core.is_joined(gid)) {
-            connector.next = Some(now + LAST_RETRY);
+            connector.retry.next = Some(now + LAST_RETRY);
+            return;
+        }
+        let is_joining = |each: &&Connection| each.connector.is_some() && each.is_waiting();
+        if self.connections.values().filter(is_joining).count() >= MAX_JOINING {
+            connector.retry.next = Some(now + FIRST_RETRY);
             return;
         }
         match Socket::connect(&connector.path) {
             Ok(socket) => {
-                connector.next = None;
+                connector.retry.next = None;
                 self.core.count(|counters| counters.connections_made += 1);
-                self.begin(socket, Some(index));
+                self.begin(socket, Some(id));
             }
             Err(error) => {
                 connector.say(false, &self.core.name, &error.to_string());
-                connector.retry(now);
+                connector.retry.later(now);
             }
         }
     }
 
     /// Takes the connection that somebody has made.
     fn accept(&mut self) {
-        match self.listener.accept() {
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        match listener.accept() {
             Ok(Some(socket)) => {
                 self.core
                     .count(|counters| counters.connections_accepted += 1);
                 let is_waiting = |each: &&Connection| each.connector.is_none() && each.is_waiting();
                 if self.connections.values().filter(is_waiting).count() >= MAX_WAITING {
-                    log::warn!(
-                        "{}: too many connections wait to become links",
-                        self.core.name
-                    );
                     self.core.count(|counters| counters.handshakes_refused += 1);
                     let _ = socket.send(&Message::Bye(Bye::Full).encode(), &[]);
+                    let why = "refused: too many connections wait to become links";
+                    self.complain(why, None, true, true);
                 } else {
                     self.begin(socket, None);
                 }
@@ -373,7 +481,7 @@ impl Fabric {
             Err(error) => {
                 log::error!("{}: cannot accept a connection: {error}", self.core.name);
                 // The connection stays in the queue: look again when there may be descriptors.
-                let fd = self.listener.as_raw_fd();
+                let fd = listener.as_raw_fd();
                 if self
                     .epoll
                     .ctl(ControlOperation::Delete, fd, EpollEvent::default())
@@ -386,7 +494,7 @@ impl Fabric {
     }
 
     /// Both ends of a new connection introduce themselves.
-    fn begin(&mut self, socket: Socket, connector: Option<usize>) {
+    fn begin(&mut self, socket: Socket, connector: Option<u64>) {
         let hello = self.core.hello();
         let id = self.next_id;
         self.next_id += 1;
@@ -417,7 +525,7 @@ impl Fabric {
             },
         );
         if let Some(ending) = ending {
-            self.end(id, ending);
+            self.end(id, &ending);
         }
     }
 
@@ -432,19 +540,22 @@ impl Fabric {
             Ok(Some(packet)) => connection.receive(packet, &self.core),
             Err(_) => Err(Ending::Left(None)),
         };
-        if let (Some(gid), Some(index)) = (connection.handshake.peer(), connection.connector) {
-            self.connectors[index].gid = Some(gid);
+        if let Some(gid) = connection.handshake.peer()
+            && let Some(id) = connection.connector
+            && let Some(connector) = self.connectors.get_mut(id)
+        {
+            connector.gid = Some(gid);
             if !connection.is_waiting() {
-                self.connectors[index].delay = FIRST_RETRY;
+                connector.retry.delay = FIRST_RETRY;
             }
         }
         if let Err(ending) = result {
-            self.end(id, ending);
+            self.end(id, &ending);
         }
     }
 
     /// Ends a connection, and the link that it was.
-    fn end(&mut self, id: u64, ending: Ending) {
+    fn end(&mut self, id: u64, ending: &Ending) {
         let Some(connection) = self.connections.remove(&id) else {
             return;
         };
@@ -460,32 +571,63 @@ impl Fabric {
             _ => {}
         });
         let peer = connection.handshake.peer();
+        let is_refused = matches!(
+            ending,
+            Ending::Refused(_) | Ending::Protocol(_) | Ending::TimedOut
+        );
         let (is_warning, why) = ending.describe();
         let mut has_lost = false;
         match connection.stage {
             Stage::Talking => {}
             Stage::Offered { link, .. } => core.cancel(link),
             Stage::Up { link, generation } => {
-                core.lose(link, generation);
+                core.lose(link, generation, &why);
                 let peer = peer.map(|gid| gid.to_string()).unwrap_or_default();
                 log::info!("{}: link {link} to {peer} ends: {why}", core.name);
                 has_lost = true;
             }
         }
         let now = Instant::now();
-        match connection
-            .connector
-            .and_then(|index| self.connectors.get_mut(index))
-        {
-            Some(connector) => {
-                connector.say(is_warning, &core.name, &why);
-                connector.retry(now);
+        let mut warns = false;
+        match connection.connector {
+            Some(id) => {
+                if let Some(connector) = self.connectors.get_mut(id) {
+                    connector.say(is_warning, &core.name, &why);
+                }
+                self.connectors.ended(id, now);
             }
-            None if is_warning => log::warn!("{}: a connection ends: {why}", core.name),
-            None => log::debug!("{}: a connection ends: {why}", core.name),
+            None => {
+                log::debug!("{}: a connection ends: {why}", core.name);
+                warns = is_warning;
+            }
+        }
+        if warns || is_refused {
+            self.complain(&why, peer, warns, is_refused);
         }
         if has_lost {
-            self.hasten(|connector| connector.gid == peer);
+            let is_its = |connector: &Connector| connector.gid == peer;
+            self.connectors.hasten(now, is_its);
+        }
+    }
+
+    /// Warns of a connection that has ended, and tells the VMM if it was refused; but not as often as others like.
+    fn complain(&mut self, why: &str, peer: Option<Gid>, warns: bool, is_refused: bool) {
+        let reason = match self.limiter.pass(Instant::now()) {
+            Some(0) => why.into(),
+            Some(more) => format!("{why} (and {more} more that were not told)"),
+            None => return,
+        };
+        if warns {
+            log::warn!("{}: a connection ends: {reason}", self.core.name);
+        }
+        if is_refused {
+            let (kind, link) = (EventKind::Refused, None);
+            self.core.tell(&Event {
+                kind,
+                link,
+                peer,
+                reason,
+            });
         }
     }
 }
@@ -493,33 +635,9 @@ impl Fabric {
 impl Drop for Fabric {
     fn drop(&mut self) {
         for id in self.connections.keys().copied().collect::<Vec<_>>() {
-            self.end(id, Ending::Closing);
+            self.end(id, &Ending::Closing);
         }
         self.core.close();
-    }
-}
-
-impl Connector {
-    /// Tries again, each time a little later.
-    fn retry(&mut self, now: Instant) {
-        self.next = Some(now + self.delay);
-        self.delay = (self.delay * 2).min(LAST_RETRY);
-    }
-
-    /// Logs why there is no link, once.
-    fn say(&mut self, is_warning: bool, name: &str, why: &str) {
-        let path = self.path.display();
-        if self.said == why {
-            log::debug!("{name}: no link to {path}: {why}");
-            return;
-        }
-        self.said = why.into();
-        let level = if is_warning {
-            log::Level::Warn
-        } else {
-            log::Level::Info
-        };
-        log::log!(level, "{name}: no link to {path}: {why}");
     }
 }
 
@@ -638,7 +756,7 @@ impl Connection {
 
     /// Side 0's window has been taken.
     fn accepted(&mut self, terms: Terms, packet: Packet, core: &Core) -> Result<(), Ending> {
-        let stage = std::mem::replace(&mut self.stage, Stage::Talking);
+        let stage = mem::replace(&mut self.stage, Stage::Talking);
         let Stage::Offered {
             link,
             window,

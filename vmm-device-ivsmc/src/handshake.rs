@@ -2,12 +2,14 @@
 
 //! What a connection has come to, and what a message makes of it. There is no I/O in here.
 
+use std::ops::RangeInclusive;
+
 use crate::Gid;
 use crate::wire::{Bye, Hello, Message};
 
 /// The window sizes that the protocol knows, as log2.
-const WINDOW_SHIFTS: std::ops::RangeInclusive<u32> = 21..=40;
-const VECTORS: std::ops::RangeInclusive<u32> = 1..=16;
+const WINDOW_SHIFTS: RangeInclusive<u32> = 21..=40;
+const VECTORS: RangeInclusive<u32> = 1..=16;
 
 /// What two ends have agreed on, as one of them sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

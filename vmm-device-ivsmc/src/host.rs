@@ -6,12 +6,12 @@ use std::io;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::Window;
 pub use crate::pci::MsiMessage;
+use crate::{Event, Window};
 
 /// What the device needs of a VMM: memory in the guest, doorbells out of it, interrupts into it.
 ///
-/// The methods are called from vCPU threads (in [`Device::config_write`](crate::Device::config_write),
+/// The methods (but for [`event`](Self::event)) are called from vCPU threads (in [`Device::config_write`](crate::Device::config_write),
 /// [`Device::bar_write`](crate::Device::bar_write) and [`Device::move_bar`](crate::Device::move_bar)) and
 /// from the fabric thread, one at a time, while the device's lock is held: they must not call the device,
 /// nor wait for a thread that does.
@@ -40,4 +40,9 @@ pub trait Host: Send + Sync {
     /// its own. A line has at most one `fd` at a time: before it gets another, the first is taken off.
     /// After an error the line has to be as it was before.
     fn set_line(&self, line: usize, fd: &EventFd, message: Option<MsiMessage>) -> io::Result<()>;
+
+    /// Something happened that the VMM may want to tell its user. Unlike the other methods it is called with or
+    /// without the device's lock held, so that calls from two threads may overlap. It must not call the device
+    /// either, nor wait for a thread that does.
+    fn event(&self, _event: &Event) {}
 }

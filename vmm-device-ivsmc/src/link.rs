@@ -2,6 +2,8 @@
 
 //! A link's life, and the table of them. There is no I/O in here.
 
+use std::slice;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Gid;
@@ -179,7 +181,7 @@ impl LinkTable {
     }
 
     /// All links, in order.
-    pub fn iter(&self) -> std::slice::Iter<'_, Link> {
+    pub fn iter(&self) -> slice::Iter<'_, Link> {
         self.links.iter()
     }
 

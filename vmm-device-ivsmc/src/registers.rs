@@ -102,6 +102,13 @@ impl Registers {
         })
     }
 
+    /// Whether a store to `offset` is one to a doorbell, be there a link behind it or not.
+    pub fn is_doorbell(&self, offset: u64) -> bool {
+        let first = doorbell(0, 0);
+        let end = doorbell(usize::from(self.max_peers), 0);
+        offset == DOORBELL || (first..end).contains(&offset)
+    }
+
     /// The guest writes `data` at `offset`. Returns whether it has let go of a window thereby.
     ///
     /// Doorbells do nothing here: of a link that is up, KVM sees the write before the VMM does.
@@ -237,6 +244,14 @@ mod tests {
         assert_eq!(doorbell(1, 3), 0x204c);
         assert!(doorbell(63, 15) < SIZE);
         assert_eq!(doorbell_value(0x1234, 5), 0x1234_0005);
+        let registers = registers();
+        let is_doorbell = |offset| registers.is_doorbell(offset);
+        assert!([0x0c, 0x2000, 0x2004, 0x207c].into_iter().all(is_doorbell));
+        assert!(
+            ![0, 0x08, 0x1028, 0x1ffc, 0x2080]
+                .into_iter()
+                .any(is_doorbell)
+        );
     }
 
     proptest! {

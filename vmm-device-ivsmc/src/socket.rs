@@ -2,12 +2,14 @@
 
 //! Unix sockets of type SOCK_SEQPACKET, and descriptors that travel through them.
 
+use std::fs;
 use std::io;
-use std::mem::{size_of, zeroed};
+use std::mem::zeroed;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::ptr;
 use std::time::SystemTime;
 
 use vmm_sys_util::eventfd::EventFd;
@@ -75,7 +77,7 @@ impl Socket {
     /// The next connection that somebody made; `None` when there is none.
     pub fn accept(&self) -> io::Result<Option<Self>> {
         let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-        let none = std::ptr::null_mut();
+        let none = ptr::null_mut();
         // SAFETY: no address is asked for.
         let fd = unsafe { libc::accept4(self.as_raw_fd(), none, none.cast(), flags) };
         match check(fd) {
@@ -109,7 +111,7 @@ impl Socket {
     /// Sends one packet.
     pub fn send(&self, bytes: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
         let mut control = [0u64; CONTROL];
-        let size = std::mem::size_of_val(descriptors) as u32;
+        let size = size_of_val(descriptors) as u32;
         let mut buffer = libc::iovec {
             iov_base: bytes.as_ptr().cast_mut().cast(),
             iov_len: bytes.len(),
@@ -121,7 +123,7 @@ impl Socket {
         if !descriptors.is_empty() {
             // SAFETY: computes a size.
             let space = unsafe { libc::CMSG_SPACE(size) } as usize;
-            if space > std::mem::size_of_val(&control) {
+            if space > size_of_val(&control) {
                 return Err(io::ErrorKind::InvalidInput.into());
             }
             header.msg_control = control.as_mut_ptr().cast();
@@ -134,7 +136,7 @@ impl Socket {
                 (*message).cmsg_type = libc::SCM_RIGHTS;
                 (*message).cmsg_len = libc::CMSG_LEN(size) as _;
                 let data = libc::CMSG_DATA(message);
-                std::ptr::copy_nonoverlapping(descriptors.as_ptr().cast(), data, size as usize);
+                ptr::copy_nonoverlapping(descriptors.as_ptr().cast(), data, size as usize);
             }
         }
         // SAFETY: the header and all that it points to outlive the call. Nothing is written to `bytes`.
@@ -164,7 +166,7 @@ impl Socket {
         header.msg_iov = &mut buffer;
         header.msg_iovlen = 1;
         header.msg_control = control.as_mut_ptr().cast();
-        header.msg_controllen = std::mem::size_of_val(&control) as _;
+        header.msg_controllen = size_of_val(&control) as _;
         let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
         // SAFETY: the header and all that it points to outlive the call.
         let received = unsafe { libc::recvmsg(self.as_raw_fd(), &mut header, flags) };
@@ -247,11 +249,12 @@ fn check(result: i32) -> io::Result<i32> {
 type FileIdentity = (u64, u64, Option<SystemTime>);
 
 fn identity(path: &Path) -> io::Result<FileIdentity> {
-    let metadata = std::fs::symlink_metadata(path)?;
+    let metadata = fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino(), metadata.created().ok()))
 }
 
-/// The file of a socket that listens.
+/// The file of a socket that listens. Dropping it removes the file, unless it is another's by now; while the socket
+/// still listens, nobody replaces it in between.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
@@ -266,14 +269,19 @@ impl SocketFile {
     pub fn listen(path: &Path) -> io::Result<(Socket, Self)> {
         let socket = match Socket::listen(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+                if !fs::symlink_metadata(path)?.file_type().is_socket() {
                     return Err(io::ErrorKind::AlreadyExists.into());
                 }
+                let found = identity(path)?;
                 match Socket::connect(path) {
                     Err(stale) if stale.kind() == io::ErrorKind::ConnectionRefused => {}
                     _ => return Err(error),
                 }
-                std::fs::remove_file(path)?;
+                // Somebody else may have replaced it since.
+                if identity(path)? != found {
+                    return Err(error);
+                }
+                fs::remove_file(path)?;
                 Socket::listen(path)?
             }
             other => other?,
@@ -287,11 +295,12 @@ impl SocketFile {
             },
         ))
     }
+}
 
-    /// Removes the file, unless it is another process's by now.
-    pub fn remove(&self) {
+impl Drop for SocketFile {
+    fn drop(&mut self) {
         if identity(&self.path).is_ok_and(|identity| identity == self.identity)
-            && let Err(error) = std::fs::remove_file(&self.path)
+            && let Err(error) = fs::remove_file(&self.path)
         {
             log::warn!("ivsmc: cannot remove {}: {error}", self.path.display());
         }
@@ -355,9 +364,9 @@ mod tests {
         assert_eq!(kind(&path), io::ErrorKind::AddrInUse);
         drop(socket);
         let (_socket, new_file) = SocketFile::listen(&path).unwrap();
-        file.remove();
+        drop(file);
         assert!(path.exists(), "it is another's by now");
-        new_file.remove();
+        drop(new_file);
         assert!(!path.exists());
         File::create(&path).unwrap();
         assert_eq!(kind(&path), io::ErrorKind::AlreadyExists);

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::pci::MsiMessage;
-use crate::{Host, Window};
+use crate::{Event, EventKind, Host, Window};
 
 #[derive(Default)]
 struct Inner {
@@ -26,6 +26,7 @@ pub struct FakeHost {
     inner: Mutex<Inner>,
     fail_lines: AtomicBool,
     fail_windows: AtomicBool,
+    events: Mutex<Vec<Event>>,
 }
 
 impl FakeHost {
@@ -62,6 +63,17 @@ impl FakeHost {
         taken
             .map(|(&line, &(_, message))| (line, message))
             .collect()
+    }
+
+    /// The events since the last call.
+    pub fn events(&self) -> Vec<Event> {
+        std::mem::take(&mut self.events.lock().unwrap())
+    }
+
+    /// The kinds of the events since the last call, and their links.
+    pub fn event_kinds(&self) -> Vec<(EventKind, Option<usize>)> {
+        let events = self.events();
+        events.iter().map(|each| (each.kind, each.link)).collect()
     }
 
     /// The windows in the guest: address, size, link.
@@ -156,5 +168,9 @@ impl Host for FakeHost {
             ),
         }
         Ok(())
+    }
+
+    fn event(&self, event: &Event) {
+        self.events.lock().unwrap().push(event.clone());
     }
 }

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
@@ -59,14 +60,14 @@ impl Window {
             return Err(invalid("the window is not a memfd sealed as it must be"));
         }
         // SAFETY: a stat of zeros is a valid one, which fstat fills.
-        let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+        let mut stat: libc::stat = unsafe { mem::zeroed() };
         // SAFETY: `stat` outlives the call.
         check(unsafe { libc::fstat(fd, &mut stat) })?;
         if u64::try_from(stat.st_size) != Ok(size) {
             return Err(invalid("the window is not of the size that was agreed"));
         }
         // SAFETY: as for stat.
-        let mut statfs: libc::statfs = unsafe { std::mem::zeroed() };
+        let mut statfs: libc::statfs = unsafe { mem::zeroed() };
         // SAFETY: `statfs` outlives the call.
         check(unsafe { libc::fstatfs(fd, &mut statfs) })?;
         // A peer can punch holes into any memfd. Those in ordinary memory fill up again; one of huge pages

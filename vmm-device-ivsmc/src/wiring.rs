@@ -3,6 +3,7 @@
 //! What a link has in the guest: its window, its doorbells, its interrupt lines.
 
 use std::io;
+use std::mem;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -145,7 +146,7 @@ impl Wiring {
         if unmapped.is_err() {
             // The guest may still reach the memory: better to leak it than to have something else of this
             // process at its address.
-            std::mem::forget(self.window);
+            mem::forget(self.window);
         }
         disconnected.and(unmapped)
     }

@@ -246,7 +246,7 @@ impl Vm {
             vm: vm.clone(),
             routes: Mutex::default(),
         });
-        let (device, fabric) = Device::new(config, host, None).unwrap();
+        let (device, fabric) = Device::new("test", config, host, None).unwrap();
         for (bar, address) in [BAR0, BAR1, BAR2].into_iter().enumerate() {
             device.move_bar(bar, address).unwrap();
         }

@@ -13,12 +13,12 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use log::error;
 use vmm_device_ivsmc::pci::{BarMove, BarSpec};
-use vmm_device_ivsmc::{Config, Device, Host, MsiMessage, Window};
+use vmm_device_ivsmc::{Device, Host, MsiMessage, Window};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupts::{Interrupts, Line};
 use crate::lock;
-use crate::options::Seccomp;
+use crate::options::{self, Seccomp};
 use crate::pci::Function;
 use crate::seccomp::Thread;
 
@@ -98,12 +98,12 @@ pub struct FabricThread {
 }
 
 impl Ivsmc {
-    /// Makes the device and starts its thread. Its windows take `config.max_peers` memory slots, from
-    /// `first_slot` on.
+    /// Makes the device and starts its thread. Its windows take as many memory slots as it can have
+    /// peers, from `first_slot` on.
     pub fn new(
         vm: Arc<VmFd>,
         interrupts: Arc<Interrupts>,
-        config: &Config,
+        options: &options::Ivsmc,
         first_slot: u32,
         seccomp: Seccomp,
     ) -> Result<(Self, FabricThread)> {
@@ -114,7 +114,8 @@ impl Ivsmc {
             first_slot,
             lines,
         };
-        let (device, fabric) = Device::new(config.clone(), Arc::new(host), None)?;
+        let options::Ivsmc { id, config } = options;
+        let (device, fabric) = Device::new(id, config.clone(), Arc::new(host), None)?;
         let body = move || match Thread::Fabric.confine(seccomp) {
             Ok(()) => fabric.run(),
             Err(error) => error!("an ivsmc device gets no links: {error:#}"),

@@ -46,9 +46,9 @@ pub struct Options {
     #[arg(long, value_name = "off", default_value = "off")]
     pub console: Console,
     /// ivsmc devices
-    #[arg(long, value_name = "path=SOCKET,...", value_parser = parse_ivsmc, num_args = 1..,
-          help = format!("An ivsmc device: {}", Config::SYNTAX))]
-    pub ivsmc: Vec<Config>,
+    #[arg(long, value_name = "path=SOCKET,...", num_args = 1..,
+          help = format!("An ivsmc device: {},id=<device_id>", Config::SYNTAX))]
+    pub ivsmc: Vec<Ivsmc>,
     /// What happens on a system call that a thread should not make: it ends the VMM (true), nothing
     /// (false), or the kernel logs it (log)
     #[arg(long, value_name = "true|false|log", default_value = "true")]
@@ -67,12 +67,6 @@ fn parse_cmdline(text: &str) -> Result<String, String> {
         return Err("only printable ASCII would do".into());
     }
     Ok(text.into())
-}
-
-fn parse_ivsmc(text: &str) -> Result<Config, String> {
-    let config = Config::from_str(text).map_err(|error| error.to_string())?;
-    config.validate().map_err(|error| error.to_string())?;
-    Ok(config)
 }
 
 /// `key=value,key=value`: hands each pair to `set`, which says whether it knows the key.
@@ -231,6 +225,36 @@ fn mac_of(tap: &str) -> [u8; 6] {
     [0x02, a, b, c, d, e]
 }
 
+/// An ivsmc device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ivsmc {
+    /// What to call it in the log.
+    pub id: String,
+    /// What the device itself wants to know.
+    pub config: Config,
+}
+
+impl FromStr for Ivsmc {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut id = String::new();
+        let config = Config::parse_with(text, |option, value| {
+            let is_id = option == "id";
+            if is_id {
+                id = value.into();
+            }
+            is_id
+        });
+        let config = config.map_err(|error| error.to_string())?;
+        config.validate().map_err(|error| error.to_string())?;
+        if id.is_empty() {
+            id = config.path.display().to_string();
+        }
+        Ok(Ivsmc { id, config })
+    }
+}
+
 /// Where the serial port leads.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Serial {
@@ -351,6 +375,16 @@ mod tests {
         ] {
             assert!(error::<Net>(text).contains("would do"), "{text:?}");
         }
+    }
+
+    #[test]
+    fn ivsmc_devices_have_names() {
+        let named: Ivsmc = "path=/a,peer=[/b,/c],id=smc0".parse().unwrap();
+        assert_eq!((named.id.as_str(), named.config.peers.len()), ("smc0", 2));
+        let nameless: Ivsmc = "path=/a".parse().unwrap();
+        assert_eq!(nameless.id, "/a");
+        assert!(error::<Ivsmc>("path=/a,size=1M").contains("at least 2M"));
+        assert!(error::<Ivsmc>("path=/a,pear=/b").contains("'pear'"));
     }
 
     #[test]

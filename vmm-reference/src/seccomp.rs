@@ -76,11 +76,9 @@ const EPOLL: &[i64] = &[
 
 /// What the main thread does besides: it builds VMs. (What its children do has to be permitted to it, too.)
 const MAIN: &[i64] = &[
-    libc::SYS_bind,
     libc::SYS_clone,
     libc::SYS_clone3,
     libc::SYS_fstat,
-    libc::SYS_listen,
     libc::SYS_lseek,
     libc::SYS_newfstatat,
     libc::SYS_open,
@@ -88,13 +86,19 @@ const MAIN: &[i64] = &[
     libc::SYS_poll,
     libc::SYS_ppoll,
     libc::SYS_statx,
-    libc::SYS_unlink,
 ];
 
 impl Thread {
     fn syscalls(self) -> Vec<i64> {
         let own: &[&[i64]] = match self {
-            Thread::Main => &[MAIN, VCPU, EPOLL, Device::SYSCALLS, Fabric::SYSCALLS],
+            Thread::Main => &[
+                MAIN,
+                VCPU,
+                EPOLL,
+                Device::NEW_SYSCALLS,
+                Device::SYSCALLS,
+                Fabric::SYSCALLS,
+            ],
             Thread::Vcpu => &[VCPU, Device::SYSCALLS],
             Thread::Net => &[EPOLL],
             Thread::Fabric => &[Fabric::SYSCALLS],

@@ -84,12 +84,12 @@ pub fn run(parts: &Parts, stop: &EventFd) -> Result<Exit> {
     }
     let mut fabrics = Vec::new();
     let mut slot = memory.num_regions() as u32;
-    for config in &options.ivsmc {
+    for ivsmc in &options.ivsmc {
         let (vm, interrupts) = (vm.clone(), interrupts.clone());
-        let (device, fabric) = Ivsmc::new(vm, interrupts, config, slot, options.seccomp)?;
+        let (device, fabric) = Ivsmc::new(vm, interrupts, ivsmc, slot, options.seccomp)?;
         fabrics.push(fabric);
         pci.add(Arc::new(device))?;
-        slot += u32::from(config.max_peers);
+        slot += u32::from(ivsmc.config.max_peers);
     }
     let serial = match console {
         Some(console) => Some(Mutex::new(

@@ -57,6 +57,13 @@ impl Scene {
         assert_eq!((self.good.link_state(0), self.good.generation(0)), (UP, 1));
         assert!(self.vm.host.store(BAR0 + 0x2004, 0));
         assert_eq!(self.good.vectors(), self.expected);
+        let (ours, theirs) = (self.vm.host.memory(BAR2), self.good.host.memory(BAR2));
+        // SAFETY: the windows are mapped as long as the link is up, and nobody else uses them.
+        unsafe {
+            let next = ours.read_volatile().wrapping_add(1);
+            ours.write_volatile(next);
+            assert_eq!(theirs.read_volatile(), next);
+        }
         assert_eq!(
             self.vm
                 .host
@@ -382,6 +389,36 @@ fn no_more_than_16_connections_wait() {
 }
 
 #[test]
+fn a_thousand_refusals_are_not_told_a_thousand_times() {
+    let scene = Scene::new();
+    scene.vm.host.events();
+    let start = Instant::now();
+    for _ in 0..1000 {
+        let client = scene.connect();
+        client.0.send(b"nonsense", &[]).unwrap();
+        assert_eq!(client.end(), Some(Bye::Protocol));
+    }
+    // Ten in each second that has begun.
+    let most = 10 * (start.elapsed().as_secs() as usize + 2);
+    std::thread::sleep(Duration::from_secs(1));
+    let client = scene.connect();
+    client.hello(MIDDLE);
+    assert_eq!(client.end(), Some(Bye::Refused));
+    let counters = scene.vm.device.counters();
+    assert_eq!(counters.protocol_errors, 1000);
+    assert_eq!(counters.handshakes_refused, 1);
+    let named = counters.named();
+    assert!(named.contains(&("protocol_errors", 1000)));
+    let events = scene.vm.host.events();
+    assert!((11..=most).contains(&events.len()), "{}", events.len());
+    assert!(events.iter().all(|each| each.kind.name() == "refused"));
+    let last = &events.last().unwrap().reason;
+    assert!(last.contains("own GID"), "{last}");
+    assert!(events.iter().any(|each| each.reason.contains("more that")));
+    scene.is_as_before();
+}
+
+#[test]
 fn another_user_is_refused() {
     use std::os::unix::fs::PermissionsExt;
     if crate::socket::own_user() != 0 {
@@ -534,6 +571,31 @@ fn a_thousand_connections_leave_nothing_behind() {
             while !matches!(client.next(), None | Some((Message::Accept { .. }, _))) {}
         }
     }
+    eventually("the descriptors are back", || descriptors() == before);
+    scene.is_as_before();
+    // Clients that stay: silent, half-way, and with 10,000 bytes of anything, in one packet and in many.
+    let scatter = |n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8;
+    let anything: Vec<u8> = (0..10_000).map(scatter).collect();
+    let timed_out = scene.vm.device.counters().handshakes_timed_out;
+    let (silent, low, high) = (scene.connect(), scene.connect(), scene.connect());
+    low.hello(LOW);
+    high.hello(HIGH);
+    let clients = [silent, low, high, scene.connect(), scene.connect()];
+    clients[3].0.send(&anything, &[]).unwrap();
+    for packet in anything.chunks(56) {
+        // The device may have closed the connection, or the queue may be full.
+        let _ = clients[4].0.send(packet, &[]);
+    }
+    scene.is_unharmed();
+    let ends = clients.each_ref().map(Client::end);
+    let late = Some(Bye::Closing);
+    assert_eq!(ends[..3], [late, late, late]);
+    assert_eq!(ends[3], Some(Bye::Protocol));
+    assert_eq!(
+        scene.vm.device.counters().handshakes_timed_out - timed_out,
+        3
+    );
+    drop(clients);
     eventually("the descriptors are back", || descriptors() == before);
     scene.is_as_before();
     assert!(

@@ -397,24 +397,178 @@ fn a_vmm_that_cannot_map_a_window_gets_no_link_and_stays_well() {
 }
 
 #[test]
-fn a_restored_device_keeps_its_name_and_lets_its_guest_let_go() {
+fn a_restored_device_has_a_new_name_and_lets_its_guest_let_go() {
     let (a, b, folder) = two(&["b"], &[]);
     a.claim(0);
     a.enable_msix();
     let state = a.device.state();
-    let position = a.read(8);
+    let name = |vm: &Vm| [0x20, 0x24, 0x28, 0x2c].map(|at| vm.read(at));
+    let old = name(&a);
     a.stop();
     eventually("the old link is gone", || b.links() == 0);
     let a = Vm::start_with(options(folder.path(), "a", &["b"]), Some(&state));
-    assert_eq!(a.read(8), position);
+    assert_ne!(name(&a), old);
     assert_eq!(a.vectors(), [0], "the guest is told");
     assert_eq!((a.link_state(0), a.link(0, 0x28)), (LOST, 1));
     assert_eq!(a.host.windows(), [(BAR2, WINDOW, 0)]);
     assert!(
         !soon(Duration::from_millis(200), || b.links() == 1),
-        "the place is not free"
+        "the peer's place is not free"
     );
     a.let_go(0);
     eventually("up again", || a.link_state(0) == UP && a.generation(0) == 2);
     a.stop();
+    let named = Config {
+        gid: gid(7),
+        ..options(folder.path(), "a", &[])
+    };
+    let a = Vm::start_with(named, Some(&state));
+    assert_eq!(a.read(0x20).to_le_bytes()[0], 7);
+}
+
+/// A VM that is restored from `state`, and does not run yet.
+fn restore(config: Config, state: &DeviceState) -> Vm {
+    let host = FakeHost::new();
+    let (device, fabric) = Device::new("test", config, host.clone(), Some(state)).unwrap();
+    let thread = Some(std::thread::spawn(move || fabric.run()));
+    Vm {
+        device,
+        host,
+        thread,
+    }
+}
+
+#[test]
+fn a_device_that_is_held_has_no_links_until_its_vm_runs() {
+    let (a, b, folder) = two(&["b"], &["a"]);
+    let state = a.device.state();
+    a.stop();
+    let a = restore(options(folder.path(), "a", &["b"]), &state);
+    assert!(folder.path().join("a").exists());
+    assert!(!soon(Duration::from_millis(500), || a.links() + b.links() > 0));
+    let counters = a.device.counters();
+    assert_eq!(counters.connections_accepted, 0);
+    assert_eq!(counters.connections_made, 0);
+    a.device.resume();
+    eventually("up", || a.links() == 1 && b.links() == 1);
+    a.device.resume();
+    b.device.resume();
+    assert_eq!((a.links(), b.links()), (1, 1));
+    a.stop();
+    let held = restore(options(folder.path(), "a", &["b"]), &state);
+    held.stop();
+    assert!(!folder.path().join("a").exists());
+}
+
+#[test]
+fn a_vm_moves_to_another_process_of_the_host() {
+    let (a, b, folder) = two(&["b"], &[]);
+    let path = folder.path().join("a");
+    let state = a.device.state();
+    let moved = restore(options(folder.path(), "a", &["b"]), &state);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!((moved.links(), b.links()), (0, 1));
+    moved.device.resume();
+    eventually("it joins meanwhile", || {
+        moved.links() == 1 && b.links() == 2
+    });
+    a.stop();
+    eventually("it listens", || path.exists());
+    let late = Vm::start(options(folder.path(), "late", &["a"]));
+    eventually("it accepts", || moved.links() == 2 && late.links() == 1);
+    moved.stop();
+    assert!(!path.exists());
+    // The other order: it is gone before its path is free.
+    let c = Vm::start(options(folder.path(), "a", &[]));
+    let moved = restore(options(folder.path(), "a", &[]), &state);
+    moved.device.resume();
+    std::thread::sleep(Duration::from_millis(300));
+    moved.stop();
+    assert!(path.exists(), "it is another's");
+    c.stop();
+    assert!(!path.exists());
+}
+
+#[test]
+fn the_end_of_the_old_process_leaves_the_new_one_s_socket_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a");
+    let a = Vm::start(options(folder.path(), "a", &[]));
+    let state = a.device.state();
+    let moved = restore(options(folder.path(), "a", &[]), &state);
+    moved.device.resume();
+    std::fs::remove_file(&path).unwrap();
+    eventually("it listens", || path.exists());
+    a.stop();
+    assert!(path.exists());
+    moved.stop();
+    assert!(!path.exists());
+}
+
+#[test]
+fn only_a_path_in_use_is_worth_waiting_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = Vm::start(options(folder.path(), "a", &[])).device.state();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    for name in ["file", "no/a", "file/a"] {
+        let config = options(folder.path(), name, &[]);
+        let made = Device::new("test", config, FakeHost::new(), Some(&state));
+        assert!(made.is_err(), "{name}");
+    }
+}
+
+#[test]
+fn a_vmm_is_told_what_happens_to_links() {
+    use crate::EventKind::{LinkDown, LinkReset, LinkUp};
+    let folder = tempfile::tempdir().unwrap();
+    let a = Vm::start(options(folder.path(), "a", &["b"]));
+    let b = || Vm::start(options(folder.path(), "b", &[]));
+    let trapped = || a.device.counters().doorbells_trapped;
+    a.write(0x2000, 1);
+    a.write(0x0c, 1);
+    a.write(0x08, 1);
+    assert_eq!(trapped(), 2);
+    // Not claimed: free at once.
+    let peer = b();
+    a.eventually_up(0);
+    let up = a.host.events();
+    assert_eq!((up.len(), up[0].kind, up[0].link), (1, LinkUp, Some(0)));
+    let gid: Vec<u8> = (0..4)
+        .flat_map(|word| peer.read(0x20 + 4 * word).to_le_bytes())
+        .collect();
+    assert_eq!(up[0].peer.unwrap().bytes().to_vec(), gid);
+    peer.stop();
+    eventually("down", || a.links() == 0);
+    assert_eq!(a.host.event_kinds(), [(LinkDown, Some(0))]);
+    // Claimed: reset, and free once it is let go.
+    let peer = b();
+    a.eventually_up(0);
+    a.claim(0);
+    a.host.events();
+    peer.stop();
+    eventually("lost", || a.link_state(0) == LOST);
+    let reset = a.host.events();
+    assert_eq!((reset.len(), reset[0].kind), (1, LinkReset));
+    assert!(reset[0].reason.contains("Closing"), "{}", reset[0].reason);
+    assert_eq!(reset[0].peer, reset[0].peer.filter(|gid| !gid.is_null()));
+    a.let_go(0);
+    eventually("down", || a.link_state(0) == DOWN);
+    assert_eq!(a.host.event_kinds(), [(LinkDown, Some(0))]);
+    // A reset, and the end.
+    let peer = b();
+    a.eventually_up(0);
+    a.claim(0);
+    a.host.events();
+    a.device.reset();
+    assert_eq!(a.host.event_kinds()[0], (LinkDown, Some(0)));
+    eventually("up anew", || a.links() == 1);
+    assert_eq!(a.host.event_kinds(), [(LinkUp, Some(0))]);
+    let counters = a.device.counters();
+    assert_eq!((counters.links_up, counters.links_reset), (4, 1));
+    assert_eq!(counters.links_lost, 2);
+    assert_eq!(trapped(), 2);
+    let host = a.host.clone();
+    a.stop();
+    assert_eq!(host.event_kinds(), [(LinkDown, Some(0))]);
+    peer.stop();
 }

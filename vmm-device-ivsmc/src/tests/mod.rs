@@ -3,6 +3,7 @@
 //! Devices of one process over real sockets, each with a VMM that is not one.
 
 mod device;
+mod folders;
 mod hostile;
 mod links;
 mod sandbox;
@@ -74,10 +75,11 @@ impl Vm {
 
     fn start_with(config: Config, state: Option<&DeviceState>) -> Self {
         let host = FakeHost::new();
-        let (device, fabric) = Device::new(config, host.clone(), state).unwrap();
+        let (device, fabric) = Device::new("test", config, host.clone(), state).unwrap();
         for (bar, address) in [BAR0, BAR1, BAR2].into_iter().enumerate() {
             device.move_bar(bar, address).unwrap();
         }
+        device.resume();
         let thread = Some(std::thread::spawn(move || fabric.run()));
         Vm {
             device,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The fabric thread makes no system call that `Fabric::SYSCALLS` does not list.
+//! No thread makes a system call that the list for it does not have.
 
 #![cfg(target_arch = "x86_64")]
 
@@ -31,8 +31,17 @@ fn confine(syscalls: &[i64]) {
 
 /// Starts a VM whose fabric thread is confined.
 fn start_confined(config: Config) -> Vm {
+    start_confined_with(config, None)
+}
+
+/// The same, of a snapshot. The thread that makes the device is confined, too.
+fn start_confined_with(config: Config, state: Option<&DeviceState>) -> Vm {
     let host = FakeHost::new();
-    let (device, fabric) = Device::new(config, host.clone(), None).unwrap();
+    let make = || {
+        confine(&[Device::NEW_SYSCALLS, Fabric::SYSCALLS].concat());
+        Device::new("test", config, host.clone(), state).unwrap()
+    };
+    let (device, fabric) = std::thread::scope(|scope| scope.spawn(make).join()).unwrap();
     for (bar, address) in [BAR0, BAR1, BAR2].into_iter().enumerate() {
         device.move_bar(bar, address).unwrap();
     }
@@ -103,7 +112,41 @@ fn a_life_in_the_sandbox() {
     eventually("timed out", || b_counters().handshakes_timed_out > 0);
     drop(silent);
     eventually("refused", || a.device.counters().handshakes_refused > 0);
-    for vm in [a, b, other, huge] {
+    // A folder of peers, which comes, changes, is replaced and goes.
+    let joined = folder.path().join("folder");
+    let joiner = start_confined(options(folder.path(), "joiner", &["folder"]));
+    std::fs::create_dir(&joined).unwrap();
+    for n in 0..2 {
+        let member = start_confined(options(&joined, "member", &[]));
+        eventually("found", || member.links() == 1);
+        member.stop();
+        std::fs::rename(&joined, folder.path().join(format!("old{n}"))).unwrap();
+        std::fs::create_dir(&joined).unwrap();
+    }
+    std::fs::remove_dir(&joined).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    joiner.stop();
+    // A VM that moves: it waits for the path, which was in use.
+    let joins = [Path::new("nobody-relative").into(), folder.path().join("b")];
+    let moved = Config {
+        peers: joins.into(),
+        ..options(folder.path(), "a", &[])
+    };
+    let moved = start_confined_with(moved, Some(&a.device.state()));
+    moved.device.resume();
+    eventually("it joins", || moved.links() == 1);
+    // A guest unplugs its device.
+    let path = folder.path().join("a");
+    let unplug = |mut vm: Vm| {
+        confine(Device::SYSCALLS);
+        vm.device.shutdown();
+        vm.thread.take().unwrap().join().unwrap();
+        drop(vm);
+    };
+    std::thread::scope(|scope| scope.spawn(|| unplug(a)).join()).unwrap();
+    eventually("it listens", || path.exists());
+    for vm in [b, other, huge, moved] {
         vm.stop();
     }
+    assert!(!path.exists());
 }

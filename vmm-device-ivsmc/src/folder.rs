@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Folders: which sockets are in one, and when to look again. What becomes of them is for others.
+
+use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// What can change the answer.
+const CHANGES: u32 = libc::IN_CREATE
+    | libc::IN_DELETE
+    | libc::IN_MOVED_FROM
+    | libc::IN_MOVED_TO
+    | libc::IN_DELETE_SELF
+    | libc::IN_MOVE_SELF
+    | libc::IN_ONLYDIR;
+/// How much is read at once of what inotify has to say, and how often. What is left makes its descriptor readable
+/// again, which does no harm.
+const EVENTS: usize = 4096;
+const READS: usize = 64;
+
+/// A folder that is watched: its descriptor is readable when something in it, or it itself, has come or gone.
+/// (But not when a folder above it has been renamed.)
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    inotify: File,
+    watch: i32,
+}
+
+impl Folder {
+    /// Watches the folder that is at `path` now.
+    pub fn watch(path: &Path) -> io::Result<Self> {
+        // SAFETY: plain system call; the result is checked.
+        let fd = check(unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) })?;
+        // SAFETY: the descriptor is new and nobody else's.
+        let inotify = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        let watch = add_watch(&inotify, path)?;
+        Ok(Folder {
+            path: path.into(),
+            inotify,
+            watch,
+        })
+    }
+
+    /// Forgets what there was to read, and watches the folder that is at the path now, if it is another one. What
+    /// changes from here on is there to be read.
+    pub fn renew(&mut self) -> io::Result<()> {
+        let mut events = [0; EVENTS];
+        let mut inotify = &self.inotify;
+        for _ in 0..READS {
+            if inotify.read(&mut events).is_err() {
+                break;
+            }
+        }
+        // Of a folder that is watched already it is the watch that there is.
+        let watch = add_watch(&self.inotify, &self.path)?;
+        if watch != self.watch {
+            // SAFETY: plain system call. It fails if the folder is gone, and its watch with it.
+            unsafe { libc::inotify_rm_watch(self.inotify.as_raw_fd(), self.watch) };
+            self.watch = watch;
+        }
+        Ok(())
+    }
+}
+
+impl AsRawFd for Folder {
+    fn as_raw_fd(&self) -> RawFd {
+        self.inotify.as_raw_fd()
+    }
+}
+
+/// The paths of the sockets that are in a folder, but for `own`, however that spells the folder.
+pub fn sockets(folder: &Path, own: &Path) -> io::Result<BTreeSet<PathBuf>> {
+    let own_folder = own.parent().filter(|path| !path.as_os_str().is_empty());
+    let is_own_folder = is_same(folder, own_folder.unwrap_or(Path::new(".")));
+    let mut sockets = BTreeSet::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let is_own = is_own_folder && Some(entry.file_name().as_os_str()) == own.file_name();
+        // It may be gone by now.
+        if !is_own && entry.file_type().is_ok_and(|kind| kind.is_socket()) {
+            sockets.insert(entry.path());
+        }
+    }
+    Ok(sockets)
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let identity = |path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+fn add_watch(inotify: &File, path: &Path) -> io::Result<i32> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the path is a C string that outlives the call; the result is checked.
+    check(unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), CHANGES) })
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    fn is_readable(folder: &Folder) -> bool {
+        let (fd, events, revents) = (folder.as_raw_fd(), libc::POLLIN, 0);
+        let mut poll = libc::pollfd {
+            fd,
+            events,
+            revents,
+        };
+        // SAFETY: one pollfd that outlives the call.
+        unsafe { libc::poll(&mut poll, 1, 0) == 1 }
+    }
+
+    #[test]
+    fn only_sockets_and_not_the_own_one() {
+        let temporary = tempfile::tempdir().unwrap();
+        let at = |name: &str| temporary.path().join(name);
+        let folder = at("folder");
+        fs::create_dir_all(folder.join("sub")).unwrap();
+        fs::write(folder.join("file"), "").unwrap();
+        let bind = |path: &str| UnixListener::bind(at(path)).unwrap();
+        let _bound = ["folder/a", "folder/b", "folder/sub/c", "a"].map(bind);
+        std::os::unix::fs::symlink(&folder, at("link")).unwrap();
+        std::os::unix::fs::symlink(at("a"), folder.join("link")).unwrap();
+        let (a, b) = (folder.join("a"), folder.join("b"));
+        let both = BTreeSet::from([a.clone(), b.clone()]);
+        assert_eq!(sockets(&folder, &at("a")).unwrap(), both);
+        assert_eq!(sockets(&folder, Path::new("a")).unwrap(), both);
+        assert_eq!(sockets(&folder, &at("no/a")).unwrap(), both);
+        for own in [a, at("link/a"), at("link/../folder/a")] {
+            let others = BTreeSet::from([b.clone()]);
+            assert_eq!(sockets(&folder, &own).unwrap(), others, "{own:?}");
+        }
+        assert!(sockets(&at("no"), &b).is_err());
+        assert!(sockets(&at("a"), &b).is_err());
+    }
+
+    #[test]
+    fn what_comes_and_goes_is_noticed() {
+        let temporary = tempfile::tempdir().unwrap();
+        let path = temporary.path().join("folder");
+        assert!(Folder::watch(&path).is_err());
+        fs::create_dir(&path).unwrap();
+        let mut folder = Folder::watch(&path).unwrap();
+        let mut changed = || {
+            let is_readable = is_readable(&folder);
+            (is_readable, folder.renew().is_ok())
+        };
+        assert_eq!(changed(), (false, true));
+        let bound = UnixListener::bind(path.join("a")).unwrap();
+        assert_eq!(changed(), (true, true));
+        assert_eq!(changed(), (false, true));
+        drop(bound);
+        fs::rename(path.join("a"), path.join("b")).unwrap();
+        assert_eq!(changed(), (true, true));
+        fs::remove_file(path.join("b")).unwrap();
+        assert_eq!(changed(), (true, true));
+        // The folder is replaced.
+        let old = temporary.path().join("old");
+        fs::rename(&path, &old).unwrap();
+        assert_eq!(changed(), (true, false));
+        fs::create_dir(&path).unwrap();
+        assert!(changed().1);
+        fs::write(old.join("a"), "").unwrap();
+        changed();
+        assert_eq!(changed(), (false, true));
+        fs::write(path.join("a"), "").unwrap();
+        assert_eq!(changed(), (true, true));
+        fs::remove_dir_all(&path).unwrap();
+        assert_eq!(changed(), (true, false));
+    }
+}
