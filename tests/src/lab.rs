@@ -4,6 +4,7 @@
 use crate::network::Network;
 use anyhow::{Context, Result, bail};
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -151,9 +152,23 @@ fn variable(name: &str) -> Result<String> {
     })
 }
 
+/// Reads a file that others write to.
+pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    for _ in 0..100 {
+        match std::fs::read(path) {
+            // In the lab VM it is on 9p, where what is being written cannot be read for a moment.
+            Err(error) if error.raw_os_error() == Some(libc::ENODATA) => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            done => return done,
+        }
+    }
+    std::fs::read(path)
+}
+
 /// The last lines of a log.
 pub fn tail(path: &Path, lines: usize) -> String {
-    let bytes = std::fs::read(path).unwrap_or_default();
+    let bytes = read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].join("\n")

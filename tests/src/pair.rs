@@ -35,6 +35,16 @@ pub enum From {
 /// Both ways.
 pub const BOTH: [From; 2] = [From::A, From::B];
 
+impl From {
+    /// The other way.
+    pub fn other(self) -> Self {
+        match self {
+            From::A => From::B,
+            From::B => From::A,
+        }
+    }
+}
+
 impl Pair {
     /// The two guests, not booted.
     pub fn guests(lab: &Lab) -> Result<[Guest; 2]> {
@@ -52,13 +62,18 @@ impl Pair {
         Pair::of(a.ready()?, b.ready()?)
     }
 
-    /// Two guests that run already; waits for their link.
-    pub fn of(a: Running, b: Running) -> Result<Self> {
-        let mut pair = Pair {
+    /// Two guests that run already, and may have no link.
+    pub fn unlinked(a: Running, b: Running) -> Self {
+        Pair {
             a,
             b,
             mode: Mode::NoCopy,
-        };
+        }
+    }
+
+    /// Two guests that run already; waits for their link.
+    pub fn of(a: Running, b: Running) -> Result<Self> {
+        let mut pair = Pair::unlinked(a, b);
         pair.wait_for_link().map_err(|error| pair.explain(error))?;
         Ok(pair)
     }

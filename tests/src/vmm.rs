@@ -141,7 +141,7 @@ impl Vmm {
 
     /// What its event monitor has told of ivsmc devices.
     pub fn events(&self) -> Result<Vec<Value>> {
-        let text = std::fs::read(self.folder.join("events.json"))?;
+        let text = lab::read(&self.folder.join("events.json"))?;
         Ok(ivsmc_events(&text))
     }
 
@@ -157,7 +157,7 @@ impl Vmm {
         if let Some(status) = self.child.try_wait()? {
             bail!("the VMM has ended: {status}");
         }
-        let log = std::fs::read(self.folder.join("vmm.log"))?;
+        let log = lab::read(&self.folder.join("vmm.log"))?;
         // Cloud Hypervisor resets a guest that did this, and goes on as if nothing had been.
         if String::from_utf8_lossy(&log).contains("triple-faulted") {
             bail!("the guest has triple-faulted");

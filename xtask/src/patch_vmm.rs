@@ -28,7 +28,7 @@ use crate::process;
 /// The release that the patches are for: its tag, and the name of their folder.
 const RELEASE: &str = "v53.0";
 /// A file of ours by which a tree is known that has the patches.
-const MARK: &str = "vmm/src/ivsmc.rs";
+const MARK: &str = "vmm-device-ivsmc/Cargo.toml";
 /// The device's crate: its folder here and in the tree, and what of it goes there as it is.
 const CRATE: &str = "vmm-device-ivsmc";
 const CRATE_PARTS: [&str; 2] = ["src", "README.md"];

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Key};
 use crate::process;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -40,7 +40,10 @@ pub fn cargo(repository: &Path) -> Command {
 /// Builds the programs.
 pub fn build(cache: &Cache, repository: &Path) -> Result<Programs> {
     println!("programs: cargo build");
-    let target = cache.path("target");
+    // cargo tells packages by their places in the repository: in one folder it would take what another clone has
+    // built for what this one has.
+    let clone = Key::default().text("repository", &repository.to_string_lossy());
+    let target = cache.path(format!("target-{}", clone.finish()));
     let packages = ["ivsmc-guest", "ivsmc-traffic", "ivsmc-lab", "vmm-reference"];
     let mut command = cargo(repository);
     command

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The tests with two guests. Guests are shared by tests that leave them as they were.
 
+mod cloud_hypervisor;
 mod compatibility;
 mod life;
 mod options;
 mod traffic;
 
 use crate::guest::Mode;
-use crate::lab::Lab;
+use crate::lab::{Lab, VmmKind};
 use crate::pair::Pair;
 use anyhow::Result;
 use libtest_mimic::{Arguments, ColorSetting, Conclusion, Trial};
@@ -60,6 +61,20 @@ pub(crate) struct Suite {
 }
 
 impl Suite {
+    /// Adds a test that needs Cloud Hypervisor, and is skipped without it.
+    fn add_for_cloud_hypervisor(
+        &mut self,
+        name: &str,
+        test: impl FnOnce(&Fixture) -> Result<()> + Send + 'static,
+    ) {
+        if self.fixture.lab.vmm == VmmKind::CloudHypervisor {
+            self.add(name, test);
+        } else {
+            let skipped = Trial::test(name, || Ok(())).with_ignored_flag(true);
+            self.trials.push(skipped);
+        }
+    }
+
     fn add(
         &mut self,
         name: impl Into<String>,
@@ -89,6 +104,11 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
         lab,
         pair: Mutex::new(None),
     });
+    if fixture.lab.vmm != VmmKind::CloudHypervisor {
+        println!(
+            "cloud_hypervisor::* is skipped: no Cloud Hypervisor was given (--vmm cloud-hypervisor --vmm-binary FILE)"
+        );
+    }
     let mut suite = Suite {
         fixture,
         trials: Vec::new(),
@@ -97,6 +117,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     life::add(&mut suite);
     compatibility::add(&mut suite);
     options::add(&mut suite);
+    cloud_hypervisor::add(&mut suite);
     let arguments = Arguments {
         test_threads: Some(1),
         color: Some(ColorSetting::Never),
