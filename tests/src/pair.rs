@@ -11,6 +11,8 @@ use std::time::Duration;
 
 /// How long a link may take to come up once both sides are there.
 pub const LINK_TIME: Duration = Duration::from_secs(30);
+/// The name of every device.
+pub const DEVICE: &str = "ivsmc0";
 /// Seconds that a piece of traffic may take; the debug kernel in the lab is slow.
 const TRAFFIC_SECONDS: u64 = 240;
 
@@ -164,5 +166,5 @@ pub fn traffic_command(traffic: &str, address: &str, options: &str) -> Command {
 /// The value of `--ivsmc` for a guest with one peer.
 pub fn option(folder: &Path, name: &str, peer: &str) -> String {
     let socket = |name: &str| folder.join(name).display().to_string();
-    format!("path={},peer={},id=ivsmc0", socket(name), socket(peer))
+    format!("path={},peer={},id={DEVICE}", socket(name), socket(peer))
 }

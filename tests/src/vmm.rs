@@ -5,6 +5,7 @@ use crate::api::Api;
 use crate::guest::Guest;
 use crate::lab::{self, Lab, Platform, VmmKind};
 use crate::network;
+use crate::pair;
 use crate::process::Process;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -145,11 +146,18 @@ impl Vmm {
         Ok(ivsmc_events(&text))
     }
 
-    /// The counters of its ivsmc device `id`.
-    pub fn counters(&self, id: &str) -> Result<BTreeMap<String, u64>> {
+    /// The counters of its ivsmc device.
+    pub fn counters(&self) -> Result<BTreeMap<String, u64>> {
         let counters = self.api()?.get("vm.counters")?;
-        serde_json::from_value(counters[id].clone())
-            .with_context(|| format!("counters of {id}: {counters}"))
+        serde_json::from_value(counters[pair::DEVICE].clone())
+            .with_context(|| format!("counters of {}: {counters}", pair::DEVICE))
+    }
+
+    /// One of them.
+    pub fn counter(&self, name: &str) -> Result<u64> {
+        let counters = self.counters()?;
+        let counter = counters.get(name).copied();
+        counter.with_context(|| format!("there is no counter {name}: {counters:?}"))
     }
 
     /// Says what is wrong with the VMM, if anything is.

@@ -9,7 +9,7 @@ use crate::api::{Api, Error};
 use crate::guest::{Guest, Mode, Running, SMC_PORT};
 use crate::intruder::{self, Intruder};
 use crate::lab::Lab;
-use crate::pair::{BOTH, From, LINK_TIME, Pair, traffic_command};
+use crate::pair::{BOTH, DEVICE as ID, From, LINK_TIME, Pair, traffic_command};
 use crate::process::{Footprint, Thread};
 use crate::vmm::Vmm;
 use anyhow::{Context, Result, bail, ensure};
@@ -47,8 +47,6 @@ pub(super) fn add(suite: &mut Suite) {
     });
 }
 
-/// The name of every device.
-const ID: &str = "ivsmc0";
 /// How long a guest may take to notice that a device comes or goes.
 const PLUG_TIME: Duration = Duration::from_secs(30);
 /// How long a VMM may take to tell of something in its events, or to give something back.
@@ -115,12 +113,11 @@ const FIND_DEVICE: &str = "for d in /sys/bus/pci/devices/*; do \
 
 /// What each VMM of a pair holds, and how many windows are memory slots.
 fn footprints(pair: &mut Pair) -> Result<[(Footprint, u64); 2]> {
-    let mut found = Vec::new();
-    for guest in [&mut pair.a, &mut pair.b] {
-        let slots = guest.vmm().counters(ID)?["windows"];
-        found.push((guest.vmm().process().footprint()?, slots));
-    }
-    Ok([found[0], found[1]])
+    let [a, b] = [&mut pair.a, &mut pair.b].map(|guest| -> Result<_> {
+        let slots = guest.vmm().counter("windows")?;
+        Ok((guest.vmm().process().footprint()?, slots))
+    });
+    Ok([a?, b?])
 }
 
 /// Waits until both VMMs hold what they held before.
@@ -302,6 +299,8 @@ fn migration(lab: &Lab, local: bool) -> Result<()> {
 fn migrate(lab: &Lab, source: &Api, receiver: &Api, local: bool) -> Result<()> {
     let socket = lab.run_folder()?.join("migration");
     let url = format!("unix:{}", socket.display());
+    // The receiver of an earlier migration has left it.
+    let _ = std::fs::remove_file(&socket);
     std::thread::scope(|scope| {
         let received = scope
             .spawn(|| receiver.put_with("vm.receive-migration", &json!({"receiver_url": url})));
@@ -375,8 +374,9 @@ fn quiet_threads(pair: &mut Pair) -> Result<()> {
     std::thread::sleep(Duration::from_secs(2));
 
     let trapped = |pair: &mut Pair| -> Result<[u64; 2]> {
-        let [a, b] = [&mut pair.a, &mut pair.b].map(|guest| guest.vmm().counters(ID));
-        Ok([a?["doorbells_trapped"], b?["doorbells_trapped"]])
+        let [a, b] =
+            [&mut pair.a, &mut pair.b].map(|guest| guest.vmm().counter("doorbells_trapped"));
+        Ok([a?, b?])
     };
     let moved = |pair: &mut Pair| -> Result<[u64; 2]> {
         let [a, b] = [&mut pair.a, &mut pair.b].map(Running::counters);
@@ -530,7 +530,7 @@ fn hostile_peers(pair: &mut Pair, path: &Path) -> Result<()> {
     ensure!(ended.is_none(), "the traffic has ended: {ended:?}");
     pair.b.agent().kill(flowing, libc::SIGKILL)?;
     pair.b.agent().wait(flowing, NOTICE)?;
-    println!("counters: {:?}", pair.a.vmm().counters(ID)?);
+    println!("counters: {:?}", pair.a.vmm().counters()?);
     works(pair)
 }
 
