@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// A connection to a device; it is closed when it is dropped.
 #[derive(Debug)]
@@ -55,6 +56,32 @@ impl Intruder {
                 packet.len(),
                 libc::MSG_NOSIGNAL,
             );
+        }
+    }
+
+    /// Waits until the device closes the connection; what it says before is not heard.
+    pub fn wait_for_end(&self, timeout: Duration) -> io::Result<()> {
+        let start = Instant::now();
+        let mut packet = [0u8; 64];
+        loop {
+            // SAFETY: the buffer is alive during the call, and has the size that is given.
+            let got = unsafe {
+                libc::recv(
+                    self.0.as_raw_fd(),
+                    packet.as_mut_ptr().cast(),
+                    packet.len(),
+                    libc::MSG_DONTWAIT,
+                )
+            };
+            let error = io::Error::last_os_error();
+            match got {
+                0 => return Ok(()),
+                1.. => {}
+                _ if error.kind() == io::ErrorKind::ConnectionReset => return Ok(()),
+                _ if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                _ if start.elapsed() > timeout => return Err(io::ErrorKind::TimedOut.into()),
+                _ => std::thread::sleep(Duration::from_millis(1)),
+            }
         }
     }
 }

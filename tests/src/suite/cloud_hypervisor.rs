@@ -495,23 +495,39 @@ fn hostile_peers(pair: &mut Pair, path: &Path) -> Result<()> {
     works(pair)?;
     let flowing = start_endless(pair, From::B)?;
     let wanted = footprints(pair)?;
-    let refused = count_events(pair.a.vmm(), "refused")?;
     let connect = || Intruder::connect(path).context("cannot connect to the device");
+
+    let say = |packet: &[u8]| -> Result<()> {
+        let intruder = connect()?;
+        intruder.send(packet);
+        intruder
+            .wait_for_end(NOTICE)
+            .with_context(|| format!("the device hears {} bytes that are no good", packet.len()))
+    };
 
     // In one packet, which is too long for any message; in many; and as messages begin.
     let noise = intruder::noise(NOISE);
-    connect()?.send(&noise);
+    say(&noise)?;
     for packet in noise.chunks(50) {
-        connect()?.send(packet);
+        say(packet)?;
     }
     let hello = intruder::hello(0xff00);
-    for length in 0..hello.len() {
-        connect()?.send(&hello[..length]);
+    for length in 1..hello.len() {
+        say(&hello[..length])?;
     }
     // Of a fabric that is another.
-    connect()?.send(&intruder::hello(0xff01));
-    let event = wait_for_event(pair.a.vmm(), "refused", refused)?;
-    println!("refused: {}", event["properties"]);
+    say(&intruder::hello(0xff01))?;
+    wait_until(
+        "there is an event that tells of the other fabric",
+        NOTICE,
+        || {
+            let refused = |event: &Value| {
+                let why = event["properties"]["reason"].as_str().unwrap_or("");
+                event["event"] == "refused" && why.contains("fabric")
+            };
+            Ok(pair.a.vmm().events()?.iter().any(refused))
+        },
+    )?;
 
     for _ in 0..CONNECTS {
         connect()?;
