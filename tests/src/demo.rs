@@ -5,7 +5,7 @@
 //! there; if anything fell back, the demo says so and fails.
 
 use crate::guest::{Mode, Running};
-use crate::lab::{Lab, Platform};
+use crate::lab::{Lab, Platform, VmmKind};
 use crate::pair::Pair;
 use crate::sockperf::{self, Latency};
 use anyhow::{Context, Result, bail, ensure};
@@ -33,6 +33,15 @@ const IDLE: u32 = 1;
 /// How long ivpci may poll in the lab, in microseconds. There everything takes some 50 times as long as on a real
 /// processor, for which its default of 100 is made.
 const LAB_POLL_US: u32 = 5000;
+/// What moves the frames of a VMM's virtio-net.
+fn backend(vmm: VmmKind) -> &'static str {
+    match vmm {
+        VmmKind::Reference => "vhost-net",
+        VmmKind::CloudHypervisor => "Cloud Hypervisor's own",
+        VmmKind::Qemu => "QEMU's own",
+    }
+}
+
 /// How long a server may take to listen.
 const START: Duration = Duration::from_secs(20);
 
@@ -52,11 +61,12 @@ const TRANSPORTS: [Transport; 3] = [
 ];
 
 impl Transport {
-    fn words(self) -> &'static str {
+    /// Its name; `backend` is what there is behind virtio-net.
+    fn words(self, backend: &str) -> String {
         match self {
-            Transport::TcpVirtioNet => "TCP over virtio-net",
-            Transport::SmcdCopy => "SMC-D, copying",
-            Transport::SmcdNocopy => "SMC-D, no copy",
+            Transport::TcpVirtioNet => format!("TCP over virtio-net ({backend})"),
+            Transport::SmcdCopy => "SMC-D, copying".to_owned(),
+            Transport::SmcdNocopy => "SMC-D, no copy".to_owned(),
         }
     }
 
@@ -96,6 +106,7 @@ struct Ratio {
 struct Table {
     platform: String,
     vmm: String,
+    virtio_net: &'static str,
     rows: Vec<Row>,
     ratio: Ratio,
 }
@@ -153,7 +164,10 @@ fn measure(lab: &Lab, pair: &mut Pair, step: &dyn Fn(&str)) -> Result<(Table, St
     let mut ports = FIRST_PORT..;
     for round in 1..=ROUNDS {
         for (transport, samples) in TRANSPORTS.into_iter().zip(&mut samples) {
-            step(&format!("round {round} of {ROUNDS}: {}", transport.words()));
+            step(&format!(
+                "round {round} of {ROUNDS}: {}",
+                transport.words(backend(lab.vmm))
+            ));
             if let Some(mode) = transport.mode() {
                 pair.set_mode(mode)?;
                 if lab.platform == Platform::Lab {
@@ -166,11 +180,14 @@ fn measure(lab: &Lab, pair: &mut Pair, step: &dyn Fn(&str)) -> Result<(Table, St
     }
     for (transport, samples) in TRANSPORTS.into_iter().zip(&samples) {
         for reason in &samples.fallbacks {
-            println!("{}: fell back to TCP: {reason}", transport.words());
+            println!(
+                "{}: fell back to TCP: {reason}",
+                transport.words(backend(lab.vmm))
+            );
         }
     }
     step("redis-benchmark and redis-server, which know nothing of SMC");
-    let redis = redis(pair)?;
+    let redis = redis(pair, backend(lab.vmm))?;
 
     let rows: Vec<Row> = TRANSPORTS
         .into_iter()
@@ -189,6 +206,7 @@ fn measure(lab: &Lab, pair: &mut Pair, step: &dyn Fn(&str)) -> Result<(Table, St
         Table {
             platform,
             vmm,
+            virtio_net: backend(lab.vmm),
             rows,
             ratio,
         },
@@ -334,11 +352,11 @@ fn start_server(guest: &mut Running, command: &Command, port: u16) -> Result<u64
 }
 
 /// redis over TCP and over SMC-D: requests per second.
-fn redis(pair: &mut Pair) -> Result<String> {
+fn redis(pair: &mut Pair, backend: &str) -> Result<String> {
     let mut text = String::from("redis-benchmark, requests per second:\n");
-    for (smc, port, name) in [
-        (false, REDIS_TCP, "TCP over virtio-net"),
-        (true, REDIS_SMC, "SMC-D, no copy"),
+    for (smc, port, transport) in [
+        (false, REDIS_TCP, Transport::TcpVirtioNet),
+        (true, REDIS_SMC, Transport::SmcdNocopy),
     ] {
         let server = format!(
             "redis-server --port {port} --bind 0.0.0.0 --protected-mode no --save --appendonly no"
@@ -361,7 +379,12 @@ fn redis(pair: &mut Pair) -> Result<String> {
             .map(|fields| format!("{} {:>10}", fields[0], fields[1]))
             .collect();
         ensure!(numbers.len() == 2, "`{client}` gave no result: {output}");
-        let _ = writeln!(text, "  {name:<20}  {}", numbers.join("  "));
+        let _ = writeln!(
+            text,
+            "  {:<45}  {}",
+            transport.words(backend),
+            numbers.join("  ")
+        );
         pair.a.agent().kill(id, libc::SIGKILL)?;
         pair.a
             .agent()
@@ -379,7 +402,7 @@ fn median(values: &[f64]) -> f64 {
 
 fn render(table: &Table) -> String {
     let mut text = format!(
-        "{:<20} {:>12} {:>12} {:>12} {:>9} {:>11} {:>11} {:>9}\n",
+        "{:<45} {:>12} {:>12} {:>12} {:>9} {:>11} {:>11} {:>9}\n",
         "transport",
         "latency p50",
         "p99",
@@ -391,7 +414,7 @@ fn render(table: &Table) -> String {
     );
     let _ = writeln!(
         text,
-        "{:<20} {:>12} {:>12} {:>12} {:>9} {:>11} {:>11} {:>9}",
+        "{:<45} {:>12} {:>12} {:>12} {:>9} {:>11} {:>11} {:>9}",
         "", "64 B, us", "us", "64 KB, MB/s", "vs TCP", "vs TCP", "connections", ""
     );
     let Some(tcp) = table.rows.first() else {
@@ -400,8 +423,8 @@ fn render(table: &Table) -> String {
     for row in &table.rows {
         let _ = writeln!(
             text,
-            "{:<20} {:>12.1} {:>12.1} {:>12.1} {:>8.2}x {:>10.2}x {:>11} {:>9}",
-            row.transport.words(),
+            "{:<45} {:>12.1} {:>12.1} {:>12.1} {:>8.2}x {:>10.2}x {:>11} {:>9}",
+            row.transport.words(table.virtio_net),
             row.latency_us_p50,
             row.latency_us_p99,
             row.throughput_mb_s,
@@ -433,6 +456,7 @@ mod tests {
         let table = Table {
             platform: "lab".into(),
             vmm: "reference".into(),
+            virtio_net: backend(VmmKind::Reference),
             rows: TRANSPORTS.into_iter().map(|t| samples.row(t)).collect(),
             ratio: Ratio {
                 latency: 4.0,
@@ -455,5 +479,6 @@ mod tests {
         assert_eq!(json["rows"][1]["transport"], "smcd-copy");
         assert_eq!(json["ratio"]["latency"], 4.0);
         assert!(render(&table).contains("SMC-D, no copy"));
+        assert!(render(&table).contains("TCP over virtio-net (vhost-net)"));
     }
 }
