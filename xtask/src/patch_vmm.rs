@@ -4,7 +4,7 @@
 //!
 //! The folder `vmm-patches/RELEASE` has
 //! - `files/`: files of ours, at the places in the tree where they go;
-//! - `patches/`: what is inserted into upstream's files, a [diff](crate::diff) for each;
+//! - `patches/`: what is inserted into upstream's files, a [`diff`] for each;
 //! - `upstream.toml`: how upstream's files look in the release, so that another tree is told from it.
 //!
 //! The crate `vmm-device-ivsmc` comes in as it is in this repository, but with a manifest from `files/`: the one here
