@@ -489,9 +489,7 @@ mod tests {
     }
 
     fn message(text: &str) -> String {
-        checked(text)
-            .map(|_| String::new())
-            .unwrap_or_else(|error| error.to_string())
+        checked(text).map_or_else(|error| error.to_string(), |_| String::new())
     }
 
     #[test]
@@ -588,7 +586,7 @@ mod tests {
         assert!(json.get("gid").is_none());
         assert_eq!(serde_json::from_value::<Own>(json).unwrap(), own);
         let wrong = r#"{"id":"x","path":"/a","peer":1}"#;
-        assert!(serde_json::from_str::<Own>(wrong).is_err());
+        serde_json::from_str::<Own>(wrong).unwrap_err();
     }
 
     #[test]

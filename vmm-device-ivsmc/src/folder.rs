@@ -113,6 +113,7 @@ fn check(result: i32) -> io::Result<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;
 
     fn is_readable(folder: &Folder) -> bool {
@@ -135,8 +136,8 @@ mod tests {
         fs::write(folder.join("file"), "").unwrap();
         let bind = |path: &str| UnixListener::bind(at(path)).unwrap();
         let _bound = ["folder/a", "folder/b", "folder/sub/c", "a"].map(bind);
-        std::os::unix::fs::symlink(&folder, at("link")).unwrap();
-        std::os::unix::fs::symlink(at("a"), folder.join("link")).unwrap();
+        symlink(&folder, at("link")).unwrap();
+        symlink(at("a"), folder.join("link")).unwrap();
         let (a, b) = (folder.join("a"), folder.join("b"));
         let both = BTreeSet::from([a.clone(), b.clone()]);
         assert_eq!(sockets(&folder, &at("a")).unwrap(), both);
@@ -146,15 +147,15 @@ mod tests {
             let others = BTreeSet::from([b.clone()]);
             assert_eq!(sockets(&folder, &own).unwrap(), others, "{own:?}");
         }
-        assert!(sockets(&at("no"), &b).is_err());
-        assert!(sockets(&at("a"), &b).is_err());
+        sockets(&at("no"), &b).unwrap_err();
+        sockets(&at("a"), &b).unwrap_err();
     }
 
     #[test]
     fn what_comes_and_goes_is_noticed() {
         let temporary = tempfile::tempdir().unwrap();
         let path = temporary.path().join("folder");
-        assert!(Folder::watch(&path).is_err());
+        Folder::watch(&path).unwrap_err();
         fs::create_dir(&path).unwrap();
         let mut folder = Folder::watch(&path).unwrap();
         let mut changed = || {

@@ -24,20 +24,17 @@
 //! | `counters`, `event` | what is counted, and what is told |
 
 // Cloud Hypervisor's workspace denies these.
-#![cfg_attr(
-    not(test),
-    warn(
-        clippy::absolute_paths,
-        clippy::assertions_on_result_states,
-        clippy::if_not_else,
-        clippy::manual_string_new,
-        clippy::map_unwrap_or,
-        clippy::needless_pass_by_value,
-        clippy::redundant_else,
-        clippy::semicolon_if_nothing_returned,
-        clippy::uninlined_format_args,
-        clippy::unnecessary_semicolon
-    )
+#![warn(
+    clippy::absolute_paths,
+    clippy::assertions_on_result_states,
+    clippy::if_not_else,
+    clippy::manual_string_new,
+    clippy::map_unwrap_or,
+    clippy::needless_pass_by_value,
+    clippy::redundant_else,
+    clippy::semicolon_if_nothing_returned,
+    clippy::uninlined_format_args,
+    clippy::unnecessary_semicolon
 )]
 
 mod config;

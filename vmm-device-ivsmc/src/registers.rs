@@ -146,6 +146,7 @@ fn gid_word(gid: Gid, offset: u64) -> u32 {
 mod tests {
     use super::*;
     use crate::handshake::Terms;
+    use proptest::collection;
     use proptest::prelude::*;
 
     const US: Gid = Gid::from_bytes([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
@@ -258,10 +259,10 @@ mod tests {
         /// Whatever is written, only IntrMask and Claim can change, and nothing panics.
         #[test]
         fn read_only_stays_read_only(
-            writes in proptest::collection::vec(
+            writes in collection::vec(
                 (
                     prop_oneof![0u64..0x50, 0x1000u64..0x1090, 0u64..0x4100, any::<u64>()],
-                    proptest::collection::vec(any::<u8>(), 0..9),
+                    collection::vec(any::<u8>(), 0..9),
                 ),
                 0..64,
             ),

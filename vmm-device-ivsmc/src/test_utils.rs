@@ -3,7 +3,9 @@
 //! A VMM without a VM, for tests: it notes what the device asks for, and plays KVM's part.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
+use std::mem;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -67,7 +69,7 @@ impl FakeHost {
 
     /// The events since the last call.
     pub fn events(&self) -> Vec<Event> {
-        std::mem::take(&mut self.events.lock().unwrap())
+        mem::take(&mut self.events.lock().unwrap())
     }
 
     /// The kinds of the events since the last call, and their links.
@@ -106,7 +108,7 @@ impl FakeHost {
 }
 
 fn is_eventfd(fd: &EventFd) -> bool {
-    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
     link.is_ok_and(|target| target.to_string_lossy() == "anon_inode:[eventfd]")
 }
 

@@ -275,16 +275,16 @@ mod tests {
     fn what_is_no_window_is_refused() {
         let window = Window::create(SIZE, false).unwrap();
         let copy = || OwnedFd::from(window.file().try_clone().unwrap());
-        assert!(Window::accept(copy(), 2 * SIZE, false).is_err());
-        assert!(Window::accept(copy(), SIZE / 2, false).is_err());
-        assert!(Window::accept(File::open("/dev/null").unwrap().into(), SIZE, false).is_err());
-        assert!(Window::accept(File::open("/proc/self/exe").unwrap().into(), SIZE, false).is_err());
+        Window::accept(copy(), 2 * SIZE, false).unwrap_err();
+        Window::accept(copy(), SIZE / 2, false).unwrap_err();
+        Window::accept(File::open("/dev/null").unwrap().into(), SIZE, false).unwrap_err();
+        Window::accept(File::open("/proc/self/exe").unwrap().into(), SIZE, false).unwrap_err();
         // SAFETY: the name is a C string; the descriptor is new and ours.
         let unsealed = unsafe {
             let flags = libc::MFD_ALLOW_SEALING | libc::MFD_CLOEXEC;
             File::from_raw_fd(libc::memfd_create(c"unsealed".as_ptr(), flags))
         };
         unsealed.set_len(SIZE).unwrap();
-        assert!(Window::accept(unsealed.into(), SIZE, false).is_err());
+        Window::accept(unsealed.into(), SIZE, false).unwrap_err();
     }
 }

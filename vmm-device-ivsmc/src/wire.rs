@@ -223,6 +223,7 @@ impl Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection;
     use proptest::prelude::*;
 
     fn any_message() -> impl Strategy<Value = Message> {
@@ -258,7 +259,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_decoded_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..128)) {
+        fn any_bytes_are_decoded_or_refused(bytes in collection::vec(any::<u8>(), 0..128)) {
             let _ = Message::decode(&bytes);
         }
 
@@ -266,7 +267,7 @@ mod tests {
         fn a_header_with_any_body_is_decoded_or_refused(
             kind in 0u16..6,
             length in 0u32..64,
-            body in proptest::collection::vec(any::<u8>(), 0..64),
+            body in collection::vec(any::<u8>(), 0..64),
         ) {
             let mut bytes = Message::Bye(Bye::Closing).encode();
             bytes.truncate(HEADER);

@@ -2,8 +2,11 @@
 
 //! What the guest and the VMM see of a single device.
 
+use std::fs;
+
 use super::*;
 use crate::Error;
+use proptest::collection;
 use proptest::prelude::*;
 
 fn make(config: Config) -> Result<Arc<Device>, Error> {
@@ -56,7 +59,7 @@ fn every_error_of_the_socket_says_what_would_do() {
             "{message}"
         );
     }
-    std::fs::write(folder.path().join("file"), "").unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
     assert!(message(options(folder.path(), "file", &[])).contains("not a socket"));
     let message = message(Config::new("/sys/ivsmc-test"));
     assert!(
@@ -118,11 +121,11 @@ proptest! {
     /// Whatever a guest does to a device, nothing panics and the device still says who it is.
     #[test]
     fn a_hostile_guest(
-        accesses in proptest::collection::vec(
+        accesses in collection::vec(
             (
                 0usize..5,
                 prop_oneof![0u64..0x100, 0x7f0u64..0x1100, 0u64..0x4010, any::<u64>()],
-                proptest::collection::vec(any::<u8>(), 0..17),
+                collection::vec(any::<u8>(), 0..17),
             ),
             0..200,
         ),

@@ -45,7 +45,7 @@ fn sockets_and_folders_can_be_mixed_and_need_not_exist_yet() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let a = Vm::start(options(folder.path(), "a", &["folder", "socket", "either"]));
-    std::thread::sleep(Duration::from_millis(200));
+    thread::sleep(Duration::from_millis(200));
     let b = Vm::start(options(folder.path(), "socket", &[]));
     b.eventually_up(0);
     fs::create_dir(at("folder")).unwrap();
@@ -75,7 +75,7 @@ fn a_folder_that_goes_or_is_replaced_is_looked_for() {
     let b = Vm::start(options(&at("folder"), "b", &[]));
     b.eventually_up(0);
     fs::rename(at("folder"), at("old")).unwrap();
-    std::thread::sleep(Duration::from_millis(200));
+    thread::sleep(Duration::from_millis(200));
     assert_eq!((a.links(), b.links()), (1, 1), "a link that is up stays");
     fs::create_dir(at("folder")).unwrap();
     let c = Vm::start(options(&at("folder"), "c", &[]));

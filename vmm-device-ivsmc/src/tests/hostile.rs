@@ -2,15 +2,19 @@
 
 //! Whatever comes through the socket spoils the link of whoever sent it, and nothing else.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::mem::zeroed;
 use std::os::fd::{AsRawFd, RawFd};
+use std::ptr;
 
+use proptest::collection;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::Window;
-use crate::socket::{Packet, Socket};
+use crate::socket::{Packet, Socket, own_user};
 use crate::wire::{Bye, Hello, Message};
 
 /// Our GIDs: a hostile client is side 0 or side 1 to the device, whose GID is in between.
@@ -152,7 +156,7 @@ fn null() -> File {
 
 /// Sends more descriptors than a good client could.
 fn send_many(socket: &Socket, bytes: &[u8], descriptors: &[RawFd]) {
-    let size = std::mem::size_of_val(descriptors);
+    let size = size_of_val(descriptors);
     let mut control = vec![0u64; 8 + size];
     let mut buffer = libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
@@ -160,7 +164,7 @@ fn send_many(socket: &Socket, bytes: &[u8], descriptors: &[RawFd]) {
     };
     // SAFETY: a msghdr of zeros is a valid one; the control buffer is aligned and has room for all descriptors.
     let sent = unsafe {
-        let mut header: libc::msghdr = std::mem::zeroed();
+        let mut header: libc::msghdr = zeroed();
         header.msg_iov = &mut buffer;
         header.msg_iovlen = 1;
         header.msg_control = control.as_mut_ptr().cast();
@@ -170,7 +174,7 @@ fn send_many(socket: &Socket, bytes: &[u8], descriptors: &[RawFd]) {
         (*message).cmsg_type = libc::SCM_RIGHTS;
         (*message).cmsg_len = libc::CMSG_LEN(size as u32) as usize;
         let data = libc::CMSG_DATA(message);
-        std::ptr::copy_nonoverlapping(descriptors.as_ptr().cast(), data, size);
+        ptr::copy_nonoverlapping(descriptors.as_ptr().cast(), data, size);
         libc::sendmsg(socket.as_raw_fd(), &header, libc::MSG_NOSIGNAL)
     };
     assert!(sent >= 0);
@@ -400,7 +404,7 @@ fn a_thousand_refusals_are_not_told_a_thousand_times() {
     }
     // Ten in each second that has begun.
     let most = 10 * (start.elapsed().as_secs() as usize + 2);
-    std::thread::sleep(Duration::from_secs(1));
+    thread::sleep(Duration::from_secs(1));
     let client = scene.connect();
     client.hello(MIDDLE);
     assert_eq!(client.end(), Some(Bye::Refused));
@@ -421,13 +425,13 @@ fn a_thousand_refusals_are_not_told_a_thousand_times() {
 #[test]
 fn another_user_is_refused() {
     use std::os::unix::fs::PermissionsExt;
-    if crate::socket::own_user() != 0 {
+    if own_user() != 0 {
         println!("SKIPPED: only root can be another user");
         return;
     }
     let scene = Scene::new();
     for path in [scene.folder.path(), &scene.folder.path().join("a")] {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
     }
     let connect_as_nobody = || {
         // SAFETY: plain system call. Made like this, and not by libc, it changes this thread alone.
@@ -435,7 +439,7 @@ fn another_user_is_refused() {
         assert_eq!(changed, 0);
         scene.connect()
     };
-    let client = std::thread::scope(|scope| scope.spawn(connect_as_nobody).join()).unwrap();
+    let client = thread::scope(|scope| scope.spawn(connect_as_nobody).join()).unwrap();
     assert_eq!(client.end(), Some(Bye::Refused));
     assert_eq!(scene.vm.device.counters().handshakes_refused, 1);
     scene.is_as_before();
@@ -451,11 +455,11 @@ enum Act {
 
 fn any_act() -> impl Strategy<Value = Act> {
     let small = || prop_oneof![Just(22u32), Just(1), Just(2), any::<u32>()];
-    let descriptors = proptest::collection::vec(0u8..4, 0..5);
+    let descriptors = collection::vec(0u8..4, 0..5);
     prop_oneof![
         4 => (0u8..6, small(), small(), descriptors)
             .prop_map(|(kind, one, other, descriptors)| Act::Message(kind, one, other, descriptors)),
-        1 => proptest::collection::vec(any::<u8>(), 1..80).prop_map(Act::Bytes),
+        1 => collection::vec(any::<u8>(), 1..80).prop_map(Act::Bytes),
         1 => Just(Act::Read),
     ]
 }
@@ -497,8 +501,8 @@ fn any_sequence_of_anything() {
             };
         }
     };
-    let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let acts = proptest::collection::vec(any_act(), 1..6);
+    let mut runner = TestRunner::deterministic();
+    let acts = collection::vec(any_act(), 1..6);
     runner
         .run(&acts, |acts| {
             play(&acts);
@@ -510,7 +514,7 @@ fn any_sequence_of_anything() {
 }
 
 fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
+    fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
 /// How many descriptors this process has when nothing is under way any more: a link is up a moment before the
@@ -530,7 +534,7 @@ fn settled_descriptors() -> usize {
 }
 
 fn threads() -> usize {
-    std::fs::read_dir("/proc/self/task").unwrap().count()
+    fs::read_dir("/proc/self/task").unwrap().count()
 }
 
 #[test]
@@ -633,7 +637,7 @@ fn out_of_descriptors() {
     }
     // Connections cannot be accepted now, nor windows be made.
     client.hello(HIGH);
-    std::thread::sleep(Duration::from_millis(300));
+    thread::sleep(Duration::from_millis(300));
     drop(hoard);
     let _ = client.end();
     scene.is_as_before();

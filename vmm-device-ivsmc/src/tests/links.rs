@@ -2,6 +2,9 @@
 
 //! Links come up in any order, carry memory and doorbells, and end.
 
+use std::fs;
+use std::os::unix::fs::symlink;
+
 use super::*;
 
 /// Two devices that know of each other as `a` and `b` say.
@@ -43,7 +46,7 @@ fn whoever_joins_and_whoever_starts_first() {
         let (a, b, _folder) = two(a_joins, b_joins);
         both_have_one_link(&a, &b);
         // Connections that crossed must not end what is there, nor become a second link.
-        std::thread::sleep(Duration::from_millis(300));
+        thread::sleep(Duration::from_millis(300));
         both_have_one_link(&a, &b);
         a.stop();
         b.stop();
@@ -58,7 +61,7 @@ fn devices_that_start_at_once() {
             options(folder.path(), "a", &["b"]),
             options(folder.path(), "b", &["a"]),
         ];
-        let starters = paths.map(|config| std::thread::spawn(|| Vm::start(config)));
+        let starters = paths.map(|config| thread::spawn(|| Vm::start(config)));
         let [a, b] = starters.map(|starter| starter.join().unwrap());
         a.eventually_up(0);
         b.eventually_up(0);
@@ -371,7 +374,7 @@ fn other_fabrics_and_the_device_itself_are_refused() {
         fabric_id: 0xff01,
         ..options(folder.path(), "other", &[])
     };
-    std::os::unix::fs::symlink(folder.path().join("a"), folder.path().join("self")).unwrap();
+    symlink(folder.path().join("a"), folder.path().join("self")).unwrap();
     let a = Vm::start(options(folder.path(), "a", &["other", "self"]));
     let other = Vm::start(other);
     eventually("refused", || {
@@ -436,7 +439,7 @@ fn a_restored_device_has_a_new_name_and_lets_its_guest_let_go() {
 fn restore(config: Config, state: &DeviceState) -> Vm {
     let host = FakeHost::new();
     let (device, fabric) = Device::new("test", config, host.clone(), Some(state)).unwrap();
-    let thread = Some(std::thread::spawn(move || fabric.run()));
+    let thread = Some(thread::spawn(move || fabric.run()));
     Vm {
         device,
         host,
@@ -472,7 +475,7 @@ fn a_vm_moves_to_another_process_of_the_host() {
     let path = folder.path().join("a");
     let state = a.device.state().unwrap();
     let moved = restore(options(folder.path(), "a", &["b"]), &state);
-    std::thread::sleep(Duration::from_millis(100));
+    thread::sleep(Duration::from_millis(100));
     assert_eq!((moved.links(), b.links()), (0, 1));
     moved.device.resume();
     eventually("it joins meanwhile", || {
@@ -488,7 +491,7 @@ fn a_vm_moves_to_another_process_of_the_host() {
     let c = Vm::start(options(folder.path(), "a", &[]));
     let moved = restore(options(folder.path(), "a", &[]), &state);
     moved.device.resume();
-    std::thread::sleep(Duration::from_millis(300));
+    thread::sleep(Duration::from_millis(300));
     moved.stop();
     assert!(path.exists(), "it is another's");
     c.stop();
@@ -503,7 +506,7 @@ fn the_end_of_the_old_process_leaves_the_new_one_s_socket_alone() {
     let state = a.device.state().unwrap();
     let moved = restore(options(folder.path(), "a", &[]), &state);
     moved.device.resume();
-    std::fs::remove_file(&path).unwrap();
+    fs::remove_file(&path).unwrap();
     eventually("it listens", || path.exists());
     a.stop();
     assert!(path.exists());
@@ -518,7 +521,7 @@ fn only_a_path_in_use_is_worth_waiting_for() {
         .device
         .state()
         .unwrap();
-    std::fs::write(folder.path().join("file"), "").unwrap();
+    fs::write(folder.path().join("file"), "").unwrap();
     for name in ["file", "no/a", "file/a"] {
         let config = options(folder.path(), name, &[]);
         let made = Device::new("test", config, FakeHost::new(), Some(&state));

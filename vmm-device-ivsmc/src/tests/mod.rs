@@ -8,9 +8,11 @@ mod hostile;
 mod links;
 mod sandbox;
 
+use std::env;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::test_utils::FakeHost;
@@ -63,7 +65,7 @@ fn soon(patience: Duration, mut is_so: impl FnMut() -> bool) -> bool {
         if Instant::now() > end {
             return false;
         }
-        std::thread::sleep(Duration::from_millis(2));
+        thread::sleep(Duration::from_millis(2));
     }
     true
 }
@@ -80,7 +82,7 @@ impl Vm {
             device.move_bar(bar, address).unwrap();
         }
         device.resume();
-        let thread = Some(std::thread::spawn(move || fabric.run()));
+        let thread = Some(thread::spawn(move || fabric.run()));
         Vm {
             device,
             host,
@@ -177,8 +179,8 @@ impl Drop for Vm {
 /// Runs an ignored test of this crate in a process of its own, because it counts what the process has, or may
 /// end it.
 fn alone(test: &str) {
-    let program = std::env::current_exe().unwrap();
-    let output = std::process::Command::new(program)
+    let program = env::current_exe().unwrap();
+    let output = Command::new(program)
         .args(["--exact", "--ignored", "--test-threads=1", test])
         .output()
         .unwrap();

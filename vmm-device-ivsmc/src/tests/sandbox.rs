@@ -4,10 +4,13 @@
 
 #![cfg(target_arch = "x86_64")]
 
+use std::fs;
+
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
 use super::*;
 use crate::Fabric;
+use crate::socket::Socket;
 
 /// From now on this thread ends the process when it makes any other system call.
 fn confine(syscalls: &[i64]) {
@@ -41,11 +44,11 @@ fn start_confined_with(config: Config, state: Option<&DeviceState>) -> Vm {
         confine(&[Device::NEW_SYSCALLS, Fabric::SYSCALLS].concat());
         Device::new("test", config, host.clone(), state).unwrap()
     };
-    let (device, fabric) = std::thread::scope(|scope| scope.spawn(make).join()).unwrap();
+    let (device, fabric) = thread::scope(|scope| scope.spawn(make).join()).unwrap();
     for (bar, address) in [BAR0, BAR1, BAR2].into_iter().enumerate() {
         device.move_bar(bar, address).unwrap();
     }
-    let thread = Some(std::thread::spawn(move || {
+    let thread = Some(thread::spawn(move || {
         confine(Fabric::SYSCALLS);
         fabric.run();
     }));
@@ -106,8 +109,8 @@ fn a_life_in_the_sandbox() {
         confine(Device::SYSCALLS);
         guest(&a);
     };
-    std::thread::scope(|scope| scope.spawn(confined_guest).join()).unwrap();
-    let silent = crate::socket::Socket::connect(&folder.path().join("b")).unwrap();
+    thread::scope(|scope| scope.spawn(confined_guest).join()).unwrap();
+    let silent = Socket::connect(&folder.path().join("b")).unwrap();
     let b_counters = || b.device.counters();
     eventually("timed out", || b_counters().handshakes_timed_out > 0);
     drop(silent);
@@ -115,16 +118,16 @@ fn a_life_in_the_sandbox() {
     // A folder of peers, which comes, changes, is replaced and goes.
     let joined = folder.path().join("folder");
     let joiner = start_confined(options(folder.path(), "joiner", &["folder"]));
-    std::fs::create_dir(&joined).unwrap();
+    fs::create_dir(&joined).unwrap();
     for n in 0..2 {
         let member = start_confined(options(&joined, "member", &[]));
         eventually("found", || member.links() == 1);
         member.stop();
-        std::fs::rename(&joined, folder.path().join(format!("old{n}"))).unwrap();
-        std::fs::create_dir(&joined).unwrap();
+        fs::rename(&joined, folder.path().join(format!("old{n}"))).unwrap();
+        fs::create_dir(&joined).unwrap();
     }
-    std::fs::remove_dir(&joined).unwrap();
-    std::thread::sleep(Duration::from_millis(200));
+    fs::remove_dir(&joined).unwrap();
+    thread::sleep(Duration::from_millis(200));
     joiner.stop();
     // A VM that moves: it waits for the path, which was in use.
     let joins = [Path::new("nobody-relative").into(), folder.path().join("b")];
@@ -139,7 +142,7 @@ fn a_life_in_the_sandbox() {
         confine(Device::STATE_SYSCALLS);
         a.device.state().unwrap()
     };
-    let state = std::thread::scope(|scope| scope.spawn(snapshot).join()).unwrap();
+    let state = thread::scope(|scope| scope.spawn(snapshot).join()).unwrap();
     let moved = start_confined_with(moved, Some(&state));
     moved.device.resume();
     moved.let_go(0);
@@ -152,7 +155,7 @@ fn a_life_in_the_sandbox() {
         vm.thread.take().unwrap().join().unwrap();
         drop(vm);
     };
-    std::thread::scope(|scope| scope.spawn(|| unplug(a)).join()).unwrap();
+    thread::scope(|scope| scope.spawn(|| unplug(a)).join()).unwrap();
     eventually("it listens", || path.exists());
     for vm in [b, other, huge, moved] {
         vm.stop();
