@@ -33,7 +33,9 @@ pub fn run(
     let (console, complaints) = (out.join("lab-console.log"), out.join("qemu.log"));
     let shown = process::output(Command::new(QEMU).arg("--version"))?;
     let major = major(&shown).with_context(|| format!("{QEMU} --version: {shown:?}"))?;
-    let mut append = String::from("console=ttyS0 panic=-1 loglevel=4");
+    // What KVM takes for the processor's frequency is measured while the lab boots, a second time when KVM has already
+    // begun: by default it then refuses a restored guest the frequency that it gave that guest before.
+    let mut append = String::from("console=ttyS0 panic=-1 loglevel=4 kvm.tsc_tolerance_ppm=500000");
     if let Some(option) = nested_paging(major) {
         append = format!("{append} {option}");
     }

@@ -320,9 +320,17 @@ fn migrate(lab: &Lab, source: &Api, receiver: &Api, local: bool) -> Result<()> {
             "timeout_strategy": "Ignore",
         });
         source.put_with("vm.send-migration", &body)?;
-        lab.network.adopt_tap(Duration::from_secs(60))?;
+        // It makes its tap when it has the guest's state; or it fails before.
+        let moment = Duration::from_millis(100);
+        let mut adopted = lab.network.adopt_tap(moment);
+        while adopted.is_err() && !received.is_finished() {
+            adopted = lab.network.adopt_tap(moment);
+        }
         match received.join() {
-            Ok(result) => Ok(result.map(drop)?),
+            Ok(result) => {
+                result?;
+                Ok(adopted?)
+            }
             Err(_) => bail!("the thread that receives has panicked"),
         }
     })
