@@ -133,6 +133,15 @@ impl Connectors {
         due.map(|(&id, _)| id).collect()
     }
 
+    /// These are looked at now.
+    pub fn look_at(&mut self, ids: impl Iterator<Item = u64>, now: Instant) {
+        for id in ids {
+            if let Some(connector) = self.all.get_mut(&id) {
+                connector.retry.next = Some(now);
+            }
+        }
+    }
+
     /// Makes those that wait try again soon.
     pub fn hasten(&mut self, now: Instant, which: impl Fn(&Connector) -> bool) {
         let soon = now + FIRST_RETRY;

@@ -387,6 +387,24 @@ impl Core {
         Ok(Some(socket))
     }
 
+    /// Listens anew if somebody has removed the socket's file; `None`: it is there. Another file is left alone.
+    pub fn listen_anew(&self) -> io::Result<Option<Socket>> {
+        let mut place = lock(&self.place);
+        let Some(file) = &place.file else {
+            return Ok(None);
+        };
+        match file.is_there() {
+            Ok(true) => Ok(None),
+            Ok(false) => Err(io::Error::other("another file is there")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let (socket, file) = SocketFile::listen_anew(&self.config.path)?;
+                place.file = Some(file);
+                Ok(Some(socket))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// How this device introduces itself.
     pub fn hello(&self) -> Hello {
         Hello {

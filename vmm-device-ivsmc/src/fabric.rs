@@ -4,7 +4,6 @@
 //! and nothing changes, it sleeps.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, RawFd};
@@ -17,7 +16,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::connectors::{Connector, Connectors, FIRST_RETRY, LAST_RETRY, Retry};
 use crate::core::Core;
 use crate::event::Limiter;
-use crate::folder::{self, Folder};
+use crate::folder::{self, Folders};
 use crate::handshake::{End, Handshake, Step, Terms};
 use crate::lines::Line;
 use crate::socket::{Packet, Socket, into_eventfd, own_user};
@@ -30,16 +29,19 @@ const HANDSHAKE: Duration = Duration::from_secs(2);
 const MAX_WAITING: usize = 16;
 /// How many that this end made may be: no fewer than the most peers that can be listed. Folders can have more.
 const MAX_JOINING: usize = 64;
-/// How long to let a folder come to rest before it is looked at.
+/// How long to let folders come to rest before they are looked at.
 const REST: Duration = Duration::from_millis(50);
+/// The same if there are no folders of peers, but only the own socket's.
+const OWN_REST: Duration = Duration::from_secs(1);
 /// How long not to accept connections when the process is out of descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
 const WAKE: u64 = 0;
 const LISTENER: u64 = 1;
-const FIRST_CONNECTION: u64 = 2;
-/// What is told apart from a connection's number by this bit is a folder's.
-const FOLDER: u64 = 1 << 63;
+const FOLDERS: u64 = 2;
+const FIRST_CONNECTION: u64 = 3;
+/// The number, among folders, of the one that the device's own socket is in. The others have their connector's.
+const OWN_FOLDER: u64 = u64::MAX;
 
 /// What the fabric thread runs. The VMM moves it to a thread of its own and calls [`run`](Self::run).
 pub struct Fabric {
@@ -52,8 +54,13 @@ pub struct Fabric {
     /// When to begin to accept connections (again), if not now.
     paused: Option<Instant>,
     connectors: Connectors,
-    /// The folders among them that are watched.
-    folders: BTreeMap<u64, Folder>,
+    /// The folders among them that are watched, and the own socket's. If there is nothing to watch them with, they are
+    /// looked at each second.
+    folders: Option<Folders>,
+    /// Something has happened in a folder: when to look. It is not heard of any more until then.
+    stirred: Option<Instant>,
+    /// When to look whether the own socket's file is still there.
+    guarding: Retry,
     connections: BTreeMap<u64, Connection>,
     next_id: u64,
     /// How often others have made this end complain.
@@ -146,23 +153,12 @@ impl From<End> for Ending {
     }
 }
 
-/// Watches a folder, or goes on to: its descriptor is heard of once from now on.
-fn watch_folder(
-    epoll: &Epoll,
-    folders: &mut BTreeMap<u64, Folder>,
-    id: u64,
-    path: &Path,
-) -> io::Result<()> {
-    let (operation, folder) = match folders.entry(id) {
-        Entry::Occupied(entry) => {
-            let folder = entry.into_mut();
-            folder.renew()?;
-            (ControlOperation::Modify, folder)
-        }
-        Entry::Vacant(entry) => (ControlOperation::Add, entry.insert(Folder::watch(path)?)),
-    };
-    let event = EpollEvent::new(EventSet::IN | EventSet::ONE_SHOT, FOLDER | id);
-    epoll.ctl(operation, folder.as_raw_fd(), event)
+/// Watches a folder, if there is anything to watch it with.
+fn watch_folder(folders: &mut Option<Folders>, id: u64, path: &Path) -> io::Result<()> {
+    match folders {
+        Some(folders) => folders.watch(id, path),
+        None => Err(io::Error::other("there is no inotify for it")),
+    }
 }
 
 /// An error of this end's own.
@@ -193,7 +189,7 @@ impl Fabric {
         libc::SYS_sendmsg,
         libc::SYS_recvmsg,
         libc::SYS_close,
-        // The socket's file, if the path was in use at first.
+        // The socket's file, if the path was in use at first or it has been removed.
         libc::SYS_statx,
         #[cfg(target_arch = "x86_64")]
         libc::SYS_lstat,
@@ -241,6 +237,10 @@ impl Fabric {
 
     pub(crate) fn new(core: Arc<Core>, listener: Option<Socket>) -> io::Result<Self> {
         let now = Instant::now();
+        let folders = Folders::new().inspect_err(|error| {
+            let name = &core.name;
+            log::warn!("{name}: looks into folders each second, no inotify: {error}");
+        });
         let fabric = Fabric {
             epoll: Epoll::new()?,
             listening: Retry::from(listener.is_none().then_some(now)),
@@ -248,14 +248,26 @@ impl Fabric {
             paused: listener.is_some().then_some(now),
             listener,
             connectors: Connectors::new(&core.config.peers, now),
-            folders: BTreeMap::new(),
+            folders: folders.ok(),
+            stirred: None,
+            guarding: Retry::from(Some(now)),
             connections: BTreeMap::new(),
             next_id: FIRST_CONNECTION,
             limiter: Limiter::default(),
             core,
         };
         fabric.watch(fabric.core.wake.as_raw_fd(), WAKE)?;
+        fabric.listen_to_folders(ControlOperation::Add)?;
         Ok(fabric)
+    }
+
+    /// Folders are heard of once from now on.
+    fn listen_to_folders(&self, operation: ControlOperation) -> io::Result<()> {
+        let Some(folders) = &self.folders else {
+            return Ok(());
+        };
+        let event = EpollEvent::new(EventSet::IN | EventSet::ONE_SHOT, FOLDERS);
+        self.epoll.ctl(operation, folders.as_raw_fd(), event)
     }
 
     fn watch(&self, fd: RawFd, id: u64) -> io::Result<()> {
@@ -273,7 +285,7 @@ impl Fabric {
                         match event.data() {
                             WAKE => self.woken(),
                             LISTENER => self.accept(),
-                            id if id & FOLDER != 0 => self.stirred(id & !FOLDER),
+                            FOLDERS => self.stirred = Some(Instant::now() + self.rest()),
                             id => self.readable(id),
                         }
                     }
@@ -298,7 +310,13 @@ impl Fabric {
             .values()
             .filter(|connection| connection.is_waiting());
         let deadlines = waiting.map(|connection| connection.deadline);
-        let retries = [self.paused, self.listening.next, self.connectors.next()];
+        let retries = [
+            self.paused,
+            self.stirred,
+            self.listening.next,
+            self.guarding.next,
+            self.connectors.next(),
+        ];
         let Some(due) = deadlines.chain(retries.into_iter().flatten()).min() else {
             return -1;
         };
@@ -315,6 +333,12 @@ impl Fabric {
         let now = Instant::now();
         if self.listening.is_due(now) {
             self.listen(now);
+        }
+        if self.stirred.is_some_and(|until| until <= now) {
+            self.look_around(now);
+        }
+        if self.guarding.is_due(now) {
+            self.guard(now);
         }
         if self.paused.is_some_and(|until| until <= now)
             && let Some(listener) = &self.listener
@@ -349,6 +373,7 @@ impl Fabric {
                 self.listener = Some(listener);
                 self.listening.next = None;
                 self.paused = Some(now);
+                self.guarding.next = Some(now);
             }
             // The device stops.
             Ok(None) => self.listening.next = None,
@@ -388,7 +413,8 @@ impl Fabric {
         let Some(connector) = self.connectors.get_mut(id) else {
             return;
         };
-        let is_watched = self.folders.contains_key(&id);
+        let folders = self.folders.as_ref();
+        let is_watched = folders.is_some_and(|folders| folders.is_watched(id));
         if connector.is_listed() && (is_watched || connector.path.is_dir()) {
             self.look(id, now);
         } else {
@@ -396,11 +422,65 @@ impl Fabric {
         }
     }
 
-    /// Something has happened in a folder. It is looked at in a moment, and not heard of any more until then: who
-    /// does a lot in it must not keep this thread busy.
-    fn stirred(&mut self, id: u64) {
-        if let Some(connector) = self.connectors.get_mut(id) {
-            connector.retry.next = Some(Instant::now() + REST);
+    /// How long to leave folders alone in which something has happened: who does a lot in them must not keep this
+    /// thread busy.
+    fn rest(&self) -> Duration {
+        let mut watched = self.folders.iter().flat_map(Folders::watched);
+        if watched.any(|id| id != OWN_FOLDER) {
+            REST
+        } else {
+            OWN_REST
+        }
+    }
+
+    /// Something has happened in a folder a moment ago: all are looked at.
+    fn look_around(&mut self, now: Instant) {
+        self.stirred = None;
+        if let Some(folders) = &self.folders {
+            folders.drain();
+            self.connectors.look_at(folders.watched(), now);
+            self.guarding.next = Some(now);
+        }
+        if let Err(error) = self.listen_to_folders(ControlOperation::Modify) {
+            log::error!("{}: does not hear of folders: {error}", self.core.name);
+        }
+    }
+
+    /// Sees to it that peers can connect: if the own socket's file is gone, perhaps with its folder, it is made again.
+    /// Another file in its place is not ours to remove.
+    fn guard(&mut self, now: Instant) {
+        self.guarding.next = None;
+        if self.listener.is_none() {
+            return;
+        }
+        let path = &self.core.config.path;
+        let folder = path.parent().filter(|path| !path.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        let watched = watch_folder(&mut self.folders, OWN_FOLDER, folder);
+        let (name, path) = (&self.core.name, path.display());
+        match self.core.listen_anew() {
+            Ok(made) => {
+                let is_again = self.guarding.is_news("");
+                if let Some(listener) = made {
+                    log::warn!("{name}: the file {path} was gone and is made again");
+                    self.listener = Some(listener);
+                    self.paused = Some(now);
+                } else if is_again {
+                    log::info!("{name}: the file {path} is there again");
+                }
+                if watched.is_err() {
+                    self.guarding.next = Some(now + LAST_RETRY);
+                }
+            }
+            Err(error) => {
+                if self.guarding.is_news(&error.to_string()) {
+                    log::warn!(
+                        "{name}: no peer can connect: the file {path} is gone, and is made again as soon as it can \
+                         be: {error}"
+                    );
+                }
+                self.guarding.next = Some(now + LAST_RETRY);
+            }
         }
     }
 
@@ -410,7 +490,7 @@ impl Fabric {
         let Some(connector) = self.connectors.get_mut(id) else {
             return;
         };
-        let watched = watch_folder(&self.epoll, &mut self.folders, id, &connector.path);
+        let watched = watch_folder(&mut self.folders, id, &connector.path);
         let found = match watched.and_then(|()| folder::sockets(&connector.path, own)) {
             Ok(found) => {
                 connector.retry.next = None;
@@ -418,7 +498,9 @@ impl Fabric {
             }
             Err(error) => {
                 // It is gone, or another one by now, or there is something else.
-                self.folders.remove(&id);
+                if let Some(folders) = &mut self.folders {
+                    folders.forget(id);
+                }
                 connector.retry.next = Some(now + LAST_RETRY);
                 if connector.retry.is_news(&error.to_string()) {
                     let (name, path) = (&self.core.name, connector.path.display());
@@ -479,9 +561,11 @@ impl Fabric {
             }
             Ok(None) => {}
             Err(error) => {
-                log::error!("{}: cannot accept a connection: {error}", self.core.name);
-                // The connection stays in the queue: look again when there may be descriptors.
                 let fd = listener.as_raw_fd();
+                if self.limiter.pass(Instant::now()).is_some() {
+                    log::error!("{}: cannot accept a connection: {error}", self.core.name);
+                }
+                // The connection stays in the queue: look again when there may be descriptors.
                 if self
                     .epoll
                     .ctl(ControlOperation::Delete, fd, EpollEvent::default())
@@ -653,6 +737,10 @@ impl Connection {
             return Err(Ending::Protocol(
                 "a message that is too long, in bytes or descriptors".into(),
             ));
+        }
+        if packet.is_short {
+            let why = "this process has too many descriptors open to take those that came";
+            return Err(Ending::Internal(why.into()));
         }
         if packet.bytes().is_empty() {
             return Err(Ending::Left(None));

@@ -2,7 +2,7 @@
 
 //! Folders: which sockets are in one, and when to look again. What becomes of them is for others.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -24,33 +24,68 @@ const CHANGES: u32 = libc::IN_CREATE
 const EVENTS: usize = 4096;
 const READS: usize = 64;
 
-/// A folder that is watched: its descriptor is readable when something in it, or it itself, has come or gone.
-/// (But not when a folder above it has been renamed.)
+/// Folders that are watched, all through one descriptor (a user can have few of its kind): it is readable when
+/// something in one of them, or one itself, has come or gone. (But not when a folder above it has been renamed.)
 #[derive(Debug)]
-pub struct Folder {
-    path: PathBuf,
+pub struct Folders {
     inotify: File,
-    watch: i32,
+    /// The watches, by numbers that the caller picks. Two numbers of one folder have the same watch.
+    watches: BTreeMap<u64, i32>,
 }
 
-impl Folder {
-    /// Watches the folder that is at `path` now.
-    pub fn watch(path: &Path) -> io::Result<Self> {
+impl Folders {
+    /// No folders yet.
+    pub fn new() -> io::Result<Self> {
         // SAFETY: plain system call; the result is checked.
         let fd = check(unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) })?;
         // SAFETY: the descriptor is new and nobody else's.
         let inotify = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-        let watch = add_watch(&inotify, path)?;
-        Ok(Folder {
-            path: path.into(),
+        Ok(Folders {
             inotify,
-            watch,
+            watches: BTreeMap::new(),
         })
     }
 
-    /// Forgets what there was to read, and watches the folder that is at the path now, if it is another one. What
-    /// changes from here on is there to be read.
-    pub fn renew(&mut self) -> io::Result<()> {
+    /// Watches the folder that is at `path` now, if it is not watched already. What changes from here on is there to
+    /// be read.
+    pub fn watch(&mut self, id: u64, path: &Path) -> io::Result<()> {
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        let inotify = self.inotify.as_raw_fd();
+        // SAFETY: the path is a C string that outlives the call; the result is checked. (Of a folder that is watched
+        // already it is the watch that there is.)
+        let watch = check(unsafe { libc::inotify_add_watch(inotify, path.as_ptr(), CHANGES) })?;
+        if let Some(old) = self.watches.insert(id, watch) {
+            self.end_unused(old);
+        }
+        Ok(())
+    }
+
+    /// Does not watch this folder any more.
+    pub fn forget(&mut self, id: u64) {
+        if let Some(old) = self.watches.remove(&id) {
+            self.end_unused(old);
+        }
+    }
+
+    fn end_unused(&self, watch: i32) {
+        if !self.watches.values().any(|&used| used == watch) {
+            // SAFETY: plain system call. It fails if the folder is gone, and its watch with it.
+            unsafe { libc::inotify_rm_watch(self.inotify.as_raw_fd(), watch) };
+        }
+    }
+
+    /// Whether this folder is watched.
+    pub fn is_watched(&self, id: u64) -> bool {
+        self.watches.contains_key(&id)
+    }
+
+    /// The numbers of those that are watched.
+    pub fn watched(&self) -> impl Iterator<Item = u64> {
+        self.watches.keys().copied()
+    }
+
+    /// Forgets what there is to be read.
+    pub fn drain(&self) {
         let mut events = [0; EVENTS];
         let mut inotify = &self.inotify;
         for _ in 0..READS {
@@ -58,18 +93,10 @@ impl Folder {
                 break;
             }
         }
-        // Of a folder that is watched already it is the watch that there is.
-        let watch = add_watch(&self.inotify, &self.path)?;
-        if watch != self.watch {
-            // SAFETY: plain system call. It fails if the folder is gone, and its watch with it.
-            unsafe { libc::inotify_rm_watch(self.inotify.as_raw_fd(), self.watch) };
-            self.watch = watch;
-        }
-        Ok(())
     }
 }
 
-impl AsRawFd for Folder {
+impl AsRawFd for Folders {
     fn as_raw_fd(&self) -> RawFd {
         self.inotify.as_raw_fd()
     }
@@ -96,12 +123,6 @@ fn is_same(one: &Path, other: &Path) -> bool {
     matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
 }
 
-fn add_watch(inotify: &File, path: &Path) -> io::Result<i32> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: the path is a C string that outlives the call; the result is checked.
-    check(unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), CHANGES) })
-}
-
 fn check(result: i32) -> io::Result<i32> {
     if result < 0 {
         Err(io::Error::last_os_error())
@@ -116,7 +137,7 @@ mod tests {
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;
 
-    fn is_readable(folder: &Folder) -> bool {
+    fn is_readable(folder: &Folders) -> bool {
         let (fd, events, revents) = (folder.as_raw_fd(), libc::POLLIN, 0);
         let mut poll = libc::pollfd {
             fd,
@@ -155,12 +176,16 @@ mod tests {
     fn what_comes_and_goes_is_noticed() {
         let temporary = tempfile::tempdir().unwrap();
         let path = temporary.path().join("folder");
-        Folder::watch(&path).unwrap_err();
+        let mut folders = Folders::new().unwrap();
+        folders.watch(1, &path).unwrap_err();
+        assert!(!folders.is_watched(1));
         fs::create_dir(&path).unwrap();
-        let mut folder = Folder::watch(&path).unwrap();
+        folders.watch(1, &path).unwrap();
+        assert!(folders.is_watched(1));
         let mut changed = || {
-            let is_readable = is_readable(&folder);
-            (is_readable, folder.renew().is_ok())
+            let is_readable = is_readable(&folders);
+            folders.drain();
+            (is_readable, folders.watch(1, &path).is_ok())
         };
         assert_eq!(changed(), (false, true));
         let bound = UnixListener::bind(path.join("a")).unwrap();
@@ -184,5 +209,32 @@ mod tests {
         assert_eq!(changed(), (true, true));
         fs::remove_dir_all(&path).unwrap();
         assert_eq!(changed(), (true, false));
+    }
+    #[test]
+    fn one_folder_under_two_numbers_is_watched_until_both_are_forgotten() {
+        let temporary = tempfile::tempdir().unwrap();
+        let at = |name: &str| temporary.path().join(name);
+        fs::create_dir(at("a")).unwrap();
+        fs::create_dir(at("b")).unwrap();
+        let mut folders = Folders::new().unwrap();
+        for (id, name) in [(1, "a"), (2, "a"), (3, "b")] {
+            folders.watch(id, &at(name)).unwrap();
+        }
+        assert_eq!(folders.watched().collect::<Vec<_>>(), [1, 2, 3]);
+        let stirs = |folders: &Folders, file: &str| {
+            folders.drain();
+            fs::write(at(file), "").unwrap();
+            is_readable(folders)
+        };
+        assert!(stirs(&folders, "a/1") && stirs(&folders, "b/1"));
+        folders.forget(1);
+        assert!(stirs(&folders, "a/2"));
+        folders.watch(2, &at("b")).unwrap();
+        assert!(!stirs(&folders, "a/3") && stirs(&folders, "b/2"));
+        folders.forget(3);
+        assert!(stirs(&folders, "b/3"));
+        folders.forget(2);
+        folders.forget(2);
+        assert!(!stirs(&folders, "b/4"));
     }
 }

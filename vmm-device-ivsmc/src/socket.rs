@@ -2,7 +2,7 @@
 
 //! Unix sockets of type SOCK_SEQPACKET, and descriptors that travel through them.
 
-use std::fs;
+use std::fs::{self, Metadata};
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -34,8 +34,10 @@ pub struct Packet {
     len: usize,
     /// The descriptors that came with it.
     pub descriptors: Vec<OwnedFd>,
-    /// There was more, of bytes or of descriptors, than any message has (or than this process may have open).
+    /// There was more, of bytes or of descriptors, than any message has.
     pub is_cut: bool,
+    /// There were descriptors for which this process has no room.
+    pub is_short: bool,
 }
 
 impl Packet {
@@ -54,15 +56,18 @@ impl Socket {
         Ok(Socket(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// A socket that listens on `path`.
-    fn listen(path: &Path) -> io::Result<Self> {
+    /// A socket at `path`, to which nobody can connect yet.
+    fn bind(path: &Path) -> io::Result<Self> {
         let socket = Self::new()?;
         let (address, len) = address(path)?;
         // SAFETY: the address outlives the call and is `len` long.
         check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) })?;
-        // SAFETY: plain system call on a descriptor that is open.
-        check(unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) })?;
         Ok(socket)
+    }
+
+    fn listen(&self) -> io::Result<()> {
+        // SAFETY: plain system call on a descriptor that is open.
+        check(unsafe { libc::listen(self.as_raw_fd(), BACKLOG) }).map(drop)
     }
 
     /// A connection to the socket that listens on `path`.
@@ -156,6 +161,7 @@ impl Socket {
             len: 0,
             descriptors: Vec::new(),
             is_cut: false,
+            is_short: false,
         };
         let mut buffer = libc::iovec {
             iov_base: packet.bytes.as_mut_ptr().cast(),
@@ -178,7 +184,6 @@ impl Socket {
             };
         }
         packet.len = (received as usize).min(PACKET);
-        packet.is_cut = header.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
         // SAFETY: the kernel has filled the control buffer with messages of the lengths they say, and each
         // descriptor in them is a new one of this process that nobody else knows.
         unsafe {
@@ -201,6 +206,10 @@ impl Socket {
                 message = libc::CMSG_NXTHDR(&header, message);
             }
         }
+        // There was room in the buffer for as many as any message has.
+        let lacks = header.msg_flags & libc::MSG_CTRUNC != 0;
+        packet.is_short = lacks && packet.descriptors.len() < MAX_DESCRIPTORS;
+        packet.is_cut = header.msg_flags & libc::MSG_TRUNC != 0 || lacks && !packet.is_short;
         Ok(Some(packet))
     }
 }
@@ -249,8 +258,11 @@ fn check(result: i32) -> io::Result<i32> {
 type FileIdentity = (u64, u64, Option<SystemTime>);
 
 fn identity(path: &Path) -> io::Result<FileIdentity> {
-    let metadata = fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino(), metadata.created().ok()))
+    fs::symlink_metadata(path).map(|metadata| identity_of(&metadata))
+}
+
+fn identity_of(metadata: &Metadata) -> FileIdentity {
+    (metadata.dev(), metadata.ino(), metadata.created().ok())
 }
 
 /// The file of a socket that listens. Dropping it removes the file, unless it is another's by now; while the socket
@@ -267,7 +279,7 @@ impl SocketFile {
     /// # Errors
     /// AddrInUse if somebody does; AlreadyExists if it is something else than a socket.
     pub fn listen(path: &Path) -> io::Result<(Socket, Self)> {
-        let socket = match Socket::listen(path) {
+        match Self::listen_anew(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 if !fs::symlink_metadata(path)?.file_type().is_socket() {
                     return Err(io::ErrorKind::AlreadyExists.into());
@@ -282,24 +294,39 @@ impl SocketFile {
                     return Err(error);
                 }
                 fs::remove_file(path)?;
-                Socket::listen(path)?
+                Self::listen_anew(path)
             }
-            other => other?,
+            other => other,
+        }
+    }
+
+    /// The same where nothing is.
+    ///
+    /// # Errors
+    /// AddrInUse if there is anything.
+    pub fn listen_anew(path: &Path) -> io::Result<(Socket, Self)> {
+        let socket = Socket::bind(path)?;
+        // From here on, dropping it removes the file.
+        let file = SocketFile {
+            path: path.into(),
+            identity: identity(path)?,
         };
-        let identity = identity(path)?;
-        Ok((
-            socket,
-            SocketFile {
-                path: path.into(),
-                identity,
-            },
-        ))
+        socket.listen()?;
+        Ok((socket, file))
+    }
+
+    /// Whether it is still at its path, and not another file.
+    ///
+    /// # Errors
+    /// NotFound if there is nothing.
+    pub fn is_there(&self) -> io::Result<bool> {
+        identity(&self.path).map(|found| found == self.identity)
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|identity| identity == self.identity)
+        if self.is_there().is_ok_and(|is_there| is_there)
             && let Err(error) = fs::remove_file(&self.path)
         {
             log::warn!("ivsmc: cannot remove {}: {error}", self.path.display());
@@ -359,13 +386,24 @@ mod tests {
     fn files() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
-        let kind = |path: &Path| SocketFile::listen(path).map(drop).unwrap_err().kind();
-        let (socket, file) = SocketFile::listen(&path).unwrap();
+        let listen = |path: &Path| SocketFile::listen(path);
+        let kind = |path: &Path| listen(path).map(drop).unwrap_err().kind();
+        let (socket, file) = listen(&path).unwrap();
         assert_eq!(kind(&path), io::ErrorKind::AddrInUse);
         drop(socket);
-        let (_socket, new_file) = SocketFile::listen(&path).unwrap();
+        let anew = SocketFile::listen_anew(&path).map(drop);
+        assert_eq!(anew.unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert!(file.is_there().unwrap());
+        let (_socket, new_file) = listen(&path).unwrap();
+        assert!(!file.is_there().unwrap());
         drop(file);
         assert!(path.exists(), "it is another's by now");
+        fs::rename(&path, folder.path().join("moved")).unwrap();
+        assert_eq!(
+            new_file.is_there().unwrap_err().kind(),
+            io::ErrorKind::NotFound
+        );
+        fs::rename(folder.path().join("moved"), &path).unwrap();
         drop(new_file);
         assert!(!path.exists());
         File::create(&path).unwrap();

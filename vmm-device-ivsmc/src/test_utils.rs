@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::mem;
-use std::os::fd::AsRawFd;
+use std::mem::{self, ManuallyDrop};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Once};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -19,7 +19,8 @@ use crate::{Event, EventKind, Host, Window};
 struct Inner {
     /// By guest address: address in this process, size, link.
     windows: BTreeMap<u64, (usize, u64, usize)>,
-    doorbells: BTreeMap<(u64, Option<u32>), EventFd>,
+    /// The device keeps these descriptors open as long as they are here.
+    doorbells: BTreeMap<(u64, Option<u32>), RawFd>,
     lines: BTreeMap<usize, (EventFd, MsiMessage)>,
 }
 
@@ -52,7 +53,9 @@ impl FakeHost {
     pub fn store(&self, address: u64, value: u32) -> bool {
         let inner = self.inner();
         let bells = [None, Some(value)].map(|value| inner.doorbells.get(&(address, value)));
-        for bell in bells.iter().flatten() {
+        for &&bell in bells.iter().flatten() {
+            // SAFETY: it is open, and stays the device's.
+            let bell = ManuallyDrop::new(unsafe { EventFd::from_raw_fd(bell) });
             bell.write(1).unwrap();
         }
         bells.iter().any(Option::is_some)
@@ -144,14 +147,14 @@ impl Host for FakeHost {
         if !is_eventfd(fd) {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
-        let old = self.inner().doorbells.insert((gpa, value), fd.try_clone()?);
+        let old = self.inner().doorbells.insert((gpa, value), fd.as_raw_fd());
         assert!(old.is_none(), "two doorbells at {gpa:#x} {value:?}");
         Ok(())
     }
 
-    fn clear_doorbell(&self, gpa: u64, value: Option<u32>, _fd: &EventFd) -> io::Result<()> {
+    fn clear_doorbell(&self, gpa: u64, value: Option<u32>, fd: &EventFd) -> io::Result<()> {
         let gone = self.inner().doorbells.remove(&(gpa, value));
-        assert!(gone.is_some(), "no doorbell at {gpa:#x} {value:?}");
+        assert_eq!(gone, Some(fd.as_raw_fd()), "at {gpa:#x} {value:?}");
         Ok(())
     }
 
@@ -175,4 +178,40 @@ impl Host for FakeHost {
     fn event(&self, event: &Event) {
         self.events.lock().unwrap().push(event.clone());
     }
+}
+
+static LOG: Log = Log(Mutex::new(Vec::new()));
+
+/// Keeps what is logged.
+struct Log(Mutex<Vec<String>>);
+
+impl log::Log for Log {
+    fn enabled(&self, metadata: &log::Metadata) -> bool {
+        metadata.level() <= log::Level::Info
+    }
+
+    fn log(&self, record: &log::Record) {
+        if self.enabled(record.metadata()) {
+            let line = format!("{}: {}", record.level(), record.args());
+            self.0.lock().unwrap().push(line);
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// From now on what is logged is kept for [`logged`].
+pub fn keep_log() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        log::set_logger(&LOG).unwrap();
+        log::set_max_level(log::LevelFilter::Info);
+    });
+}
+
+/// How many of the lines logged, by this or any other test of the process, have all these words in them.
+pub fn logged(words: &[&str]) -> usize {
+    let lines = LOG.0.lock().unwrap();
+    let has_all = |line: &&String| words.iter().all(|&word| line.contains(word));
+    lines.iter().filter(has_all).count()
 }

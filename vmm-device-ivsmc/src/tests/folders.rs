@@ -77,7 +77,9 @@ fn a_folder_that_goes_or_is_replaced_is_looked_for() {
     fs::rename(at("folder"), at("old")).unwrap();
     thread::sleep(Duration::from_millis(200));
     assert_eq!((a.links(), b.links()), (1, 1), "a link that is up stays");
-    fs::create_dir(at("folder")).unwrap();
+    // In the new folder there is something else where b would make its socket again.
+    fs::create_dir_all(at("new/b")).unwrap();
+    fs::rename(at("new"), at("folder")).unwrap();
     let c = Vm::start(options(&at("folder"), "c", &[]));
     c.eventually_up(0);
     // It is not in the folder any more: nobody joins it again.

@@ -18,20 +18,20 @@ use crate::socket::{Packet, Socket, own_user};
 use crate::wire::{Bye, Hello, Message};
 
 /// Our GIDs: a hostile client is side 0 or side 1 to the device, whose GID is in between.
-const LOW: u8 = 1;
-const MIDDLE: u8 = 2;
-const HIGH: u8 = 3;
+pub const LOW: u8 = 1;
+pub const MIDDLE: u8 = 2;
+pub const HIGH: u8 = 3;
 
 /// A device with a link to a good peer, which must come to no harm.
-struct Scene {
-    folder: tempfile::TempDir,
-    vm: Vm,
-    good: Vm,
-    expected: Vec<u32>,
+pub struct Scene {
+    pub folder: tempfile::TempDir,
+    pub vm: Vm,
+    pub good: Vm,
+    pub expected: Vec<u32>,
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = Config {
             gid: gid(MIDDLE),
@@ -52,11 +52,11 @@ impl Scene {
         }
     }
 
-    fn connect(&self) -> Client {
+    pub fn connect(&self) -> Client {
         Client(Socket::connect(&self.folder.path().join("a")).unwrap())
     }
 
-    fn is_unharmed(&self) {
+    pub fn is_unharmed(&self) {
         assert_eq!((self.vm.link_state(0), self.vm.generation(0)), (UP, 1));
         assert_eq!((self.good.link_state(0), self.good.generation(0)), (UP, 1));
         assert!(self.vm.host.store(BAR0 + 0x2004, 0));
@@ -80,7 +80,7 @@ impl Scene {
     }
 
     /// Nothing of the hostile clients is left.
-    fn is_as_before(&self) {
+    pub fn is_as_before(&self) {
         eventually("the other links are down", || {
             self.vm.links() == 1 && self.vm.link_state(1) == DOWN && self.vm.link_state(2) == DOWN
         });
@@ -90,19 +90,19 @@ impl Scene {
     }
 }
 
-struct Client(Socket);
+pub struct Client(Socket);
 
 impl Client {
-    fn send(&self, message: Message, descriptors: &[RawFd]) {
+    pub fn send(&self, message: Message, descriptors: &[RawFd]) {
         self.0.send(&message.encode(), descriptors).unwrap();
     }
 
-    fn hello(&self, first: u8) {
+    pub fn hello(&self, first: u8) {
         self.send(hello(first), &[]);
     }
 
     /// The next message; `None` if the device has closed the connection.
-    fn next(&self) -> Option<(Message, Packet)> {
+    pub fn next(&self) -> Option<(Message, Packet)> {
         let mut packet = None;
         eventually("a message", || match self.0.receive() {
             Ok(None) => false,
@@ -117,7 +117,7 @@ impl Client {
     }
 
     /// The reason with which the device ends the connection.
-    fn end(&self) -> Option<Bye> {
+    pub fn end(&self) -> Option<Bye> {
         let mut reason = None;
         while let Some((message, _)) = self.next() {
             if let Message::Bye(bye) = message {
@@ -128,7 +128,7 @@ impl Client {
     }
 }
 
-fn hello(first: u8) -> Message {
+pub fn hello(first: u8) -> Message {
     let gid = gid(first).unwrap();
     let position = u32::from(gid.position());
     Message::Hello(Hello {
@@ -140,13 +140,13 @@ fn hello(first: u8) -> Message {
     })
 }
 
-const OFFER: Message = Message::Offer {
+pub const OFFER: Message = Message::Offer {
     window_shift: 22,
     vectors: 1,
 };
-const ACCEPT: Message = Message::Accept { vectors: 1 };
+pub const ACCEPT: Message = Message::Accept { vectors: 1 };
 
-fn eventfd() -> EventFd {
+pub fn eventfd() -> EventFd {
     EventFd::new(EFD_NONBLOCK).unwrap()
 }
 
@@ -513,13 +513,13 @@ fn any_sequence_of_anything() {
     scene.is_as_before();
 }
 
-fn descriptors() -> usize {
+pub fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
 /// How many descriptors this process has when nothing is under way any more: a link is up a moment before the
 /// thread that made it has closed its copies.
-fn settled_descriptors() -> usize {
+pub fn settled_descriptors() -> usize {
     let mut last = (descriptors(), 0);
     eventually("the descriptors settle", || {
         let now = descriptors();
@@ -533,7 +533,7 @@ fn settled_descriptors() -> usize {
     last.0
 }
 
-fn threads() -> usize {
+pub fn threads() -> usize {
     fs::read_dir("/proc/self/task").unwrap().count()
 }
 

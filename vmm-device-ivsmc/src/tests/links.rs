@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 
 use super::*;
 
@@ -506,8 +507,11 @@ fn the_end_of_the_old_process_leaves_the_new_one_s_socket_alone() {
     let state = a.device.state().unwrap();
     let moved = restore(options(folder.path(), "a", &[]), &state);
     moved.device.resume();
-    fs::remove_file(&path).unwrap();
-    eventually("it listens", || path.exists());
+    // It would make the file again, but the other one is quicker.
+    drop(UnixListener::bind(folder.path().join("stale")).unwrap());
+    fs::rename(folder.path().join("stale"), &path).unwrap();
+    let late = Vm::start(options(folder.path(), "late", &["a"]));
+    eventually("it listens", || moved.links() == 1 && late.links() == 1);
     a.stop();
     assert!(path.exists());
     moved.stop();

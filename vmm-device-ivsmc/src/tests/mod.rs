@@ -3,6 +3,7 @@
 //! Devices of one process over real sockets, each with a VMM that is not one.
 
 mod device;
+mod faults;
 mod folders;
 mod hostile;
 mod links;
@@ -181,13 +182,15 @@ impl Drop for Vm {
 fn alone(test: &str) {
     let program = env::current_exe().unwrap();
     let output = Command::new(program)
-        .args(["--exact", "--ignored", "--test-threads=1", test])
+        .args(["--exact", "--ignored", "--nocapture", test])
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
+    println!("{said}");
     assert!(
         output.status.success() && said.contains("1 passed"),
-        "{}: {said}",
-        output.status
+        "{}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
     );
 }

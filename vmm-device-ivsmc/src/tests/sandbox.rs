@@ -118,6 +118,10 @@ fn a_life_in_the_sandbox() {
     // A folder of peers, which comes, changes, is replaced and goes.
     let joined = folder.path().join("folder");
     let joiner = start_confined(options(folder.path(), "joiner", &["folder"]));
+    // Its socket's file is removed.
+    let file = folder.path().join("joiner");
+    fs::remove_file(&file).unwrap();
+    eventually("it is made again", || file.exists());
     fs::create_dir(&joined).unwrap();
     for n in 0..2 {
         let member = start_confined(options(&joined, "member", &[]));
