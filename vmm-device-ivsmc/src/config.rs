@@ -22,6 +22,8 @@ const MAX_PATH: usize = 107;
 const MAX_PEERS: u16 = 64;
 /// The most MSI-X vectors of a device.
 const MAX_VECTORS: u16 = 16;
+/// What stands for no user at all where a user's id is expected.
+const NO_USER: u32 = u32::MAX;
 /// The CHIDs that Linux reserves for emulated ISM devices, except loopback's.
 const FABRIC_IDS: RangeInclusive<u16> = 0xff00..=0xfffe;
 
@@ -53,6 +55,11 @@ pub struct Config {
     /// Whether the windows that it makes are of huge pages, and those that peers make may be.
     #[serde(default)]
     pub hugepages: bool,
+    /// The users, by their ids, whose devices it has links with, beside its own user's and root's. (A single one may
+    /// be deserialised without a list around it.) If there are any, its socket's file lets all users connect, and the
+    /// device looks who they are.
+    #[serde(default, deserialize_with = "one_or_many")]
+    pub allow: Vec<u32>,
 }
 
 fn default_window_size() -> u64 {
@@ -71,16 +78,20 @@ fn default_fabric_id() -> u16 {
     0xff00
 }
 
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Peers {
-        One(PathBuf),
-        Many(Vec<PathBuf>),
+    enum Given<T> {
+        One(T),
+        Many(Vec<T>),
     }
-    Ok(match Peers::deserialize(deserializer)? {
-        Peers::One(path) => vec![path],
-        Peers::Many(paths) => paths,
+    Ok(match Given::deserialize(deserializer)? {
+        Given::One(one) => vec![one],
+        Given::Many(many) => many,
     })
 }
 
@@ -118,6 +129,15 @@ pub enum ConfigError {
         /// What was given.
         value: String,
     },
+    /// A value that should be a user's id.
+    #[error(
+        "ivsmc: allow={0} is not a user id; use ids in digits (what id -u NAME prints), as in allow=1000 or \
+         allow=[1000,1001]"
+    )]
+    BadUser(String),
+    /// The same user twice.
+    #[error("ivsmc: allow={0} is listed twice; list each user once")]
+    UserTwice(u32),
     /// A GID that is none.
     #[error("ivsmc: gid={0} is not a GID; use a UUID that is not all zeros, or leave it out")]
     BadGid(String),
@@ -218,7 +238,8 @@ impl Config {
     /// The options, for a VMM's help text, to which it may add its own.
     pub const SYNTAX: &'static str = "path=<socket_to_listen_on>,\
         peer=<socket_or_folder_to_join>|[<socket_or_folder>,<socket_or_folder>...],size=<window_size>,\
-        max_peers=<1..64>,vectors=<1..16>,gid=<uuid>,fabric_id=<0xff00..0xfffe>,hugepages=on|off";
+        max_peers=<1..64>,vectors=<1..16>,gid=<uuid>,fabric_id=<0xff00..0xfffe>,hugepages=on|off,\
+        allow=<user_id>|[<user_id>,<user_id>...]";
 
     /// The options' names.
     pub const OPTIONS: &'static [&'static str] = &[
@@ -230,6 +251,7 @@ impl Config {
         "gid",
         "fabric_id",
         "hugepages",
+        "allow",
     ];
 
     /// The default options with the given socket to listen on.
@@ -243,6 +265,7 @@ impl Config {
             gid: None,
             fabric_id: default_fabric_id(),
             hugepages: false,
+            allow: Vec::new(),
         }
     }
 
@@ -254,7 +277,7 @@ impl Config {
     pub fn set(&mut self, option: &str, value: &str) -> Result<(), ConfigError> {
         match option {
             "path" => self.path = unquote(value).into(),
-            "peer" => self.peers = list(value)?,
+            "peer" => self.peers = list(value)?.into_iter().map(PathBuf::from).collect(),
             "size" => self.window_size = size(value)?,
             "max_peers" => self.max_peers = number("max_peers", value)?,
             "vectors" => self.vectors = number("vectors", value)?,
@@ -264,6 +287,12 @@ impl Config {
             }
             "fabric_id" => self.fabric_id = number("fabric_id", value)?,
             "hugepages" => self.hugepages = switch("hugepages", value)?,
+            "allow" => {
+                self.allow = list(value)?
+                    .into_iter()
+                    .map(user)
+                    .collect::<Result<_, _>>()?;
+            }
             _ => return Err(ConfigError::UnknownOption(option.into())),
         }
         Ok(())
@@ -343,10 +372,28 @@ impl Config {
         if !FABRIC_IDS.contains(&self.fabric_id) {
             return Err(ConfigError::FabricId(self.fabric_id));
         }
+        for (n, user) in self.allow.iter().enumerate() {
+            if *user == NO_USER {
+                return Err(ConfigError::BadUser(user.to_string()));
+            }
+            if self.allow[..n].contains(user) {
+                return Err(ConfigError::UserTwice(*user));
+            }
+        }
         match self.gid {
             Some(gid) if gid.is_null() => Err(ConfigError::BadGid(gid.to_string())),
             _ => Ok(()),
         }
+    }
+
+    /// Whether devices of this user are admitted beside those of the process's own user.
+    pub(crate) fn allows(&self, user: u32) -> bool {
+        user == 0 || self.allow.contains(&user)
+    }
+
+    /// Whether users of whom the socket's file knows nothing have to be able to connect.
+    pub(crate) fn is_for_all(&self) -> bool {
+        !self.allow.is_empty()
     }
 
     /// log2 of the window's size.
@@ -427,18 +474,21 @@ fn unquote(value: &str) -> &str {
         .unwrap_or(value)
 }
 
-fn list(value: &str) -> Result<Vec<PathBuf>, ConfigError> {
+fn list(value: &str) -> Result<Vec<&str>, ConfigError> {
     match value
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'))
     {
         Some("") => Ok(Vec::new()),
-        Some(inner) => Ok(split(inner)?
-            .into_iter()
-            .map(|path| unquote(path).into())
-            .collect()),
-        None => Ok(vec![unquote(value).into()]),
+        Some(inner) => Ok(split(inner)?.into_iter().map(unquote).collect()),
+        None => Ok(vec![unquote(value)]),
     }
+}
+
+fn user(value: &str) -> Result<u32, ConfigError> {
+    value
+        .parse()
+        .map_err(|_| ConfigError::BadUser(value.into()))
 }
 
 fn number(option: &'static str, value: &str) -> Result<u16, ConfigError> {
@@ -508,7 +558,7 @@ mod tests {
         let gid = "01234567-89ab-4def-8123-456789abcdef";
         let config = checked(&format!(
             "path=\"/run/a,b\",peer=[/run/c,\"/run/d]\"],size=2G,max_peers=2,vectors=0x10,\
-             gid={gid},fabric_id=0xfffe,hugepages=on"
+             gid={gid},fabric_id=0xfffe,hugepages=on,allow=[0,1000]"
         ))
         .unwrap();
         assert_eq!(config.path, PathBuf::from("/run/a,b"));
@@ -523,6 +573,9 @@ mod tests {
         );
         assert_eq!(config.gid.unwrap().to_string(), gid);
         assert!(config.hugepages);
+        assert_eq!(config.allow, [0, 1000]);
+        assert_eq!(checked("path=/a,allow=7").unwrap().allow, [7]);
+        assert!(checked("path=/a,allow=[]").unwrap().allow.is_empty());
     }
 
     #[test]
@@ -553,6 +606,7 @@ mod tests {
             "01234567-89ab-4def-8123-456789abcdef",
             "0xff07",
             "on",
+            "[1000,1001]",
         ];
         let (mut config, mut text) = (Config::default(), String::new());
         assert_eq!(values.len(), Config::OPTIONS.len());
@@ -566,6 +620,7 @@ mod tests {
         assert_eq!(json.as_object().unwrap().len(), Config::OPTIONS.len());
         assert_eq!(json["peer"], serde_json::json!(["/b", "/c"]));
         assert_eq!(json["size"], 2 << 20);
+        assert_eq!(json["allow"], serde_json::json!([1000, 1001]));
         assert_eq!(serde_json::from_value::<Config>(json).unwrap(), config);
         let unknown = ConfigError::UnknownOption("id".into());
         assert_eq!(config.set("id", "x"), Err(unknown));
@@ -579,14 +634,17 @@ mod tests {
             #[serde(flatten)]
             config: Config,
         }
-        let text = r#"{"id":"x","path":"/a","peer":"/b","other":1}"#;
+        let text = r#"{"id":"x","path":"/a","peer":"/b","allow":1000,"other":1}"#;
         let own: Own = serde_json::from_str(text).unwrap();
         assert_eq!(own.config.peers, [PathBuf::from("/b")]);
+        assert_eq!(own.config.allow, [1000]);
         let json = serde_json::to_value(&own).unwrap();
         assert!(json.get("gid").is_none());
         assert_eq!(serde_json::from_value::<Own>(json).unwrap(), own);
-        let wrong = r#"{"id":"x","path":"/a","peer":1}"#;
-        serde_json::from_str::<Own>(wrong).unwrap_err();
+        for wrong in [r#""peer":1"#, r#""allow":"root""#, r#""allow":[-1]"#] {
+            let text = format!(r#"{{"id":"x","path":"/a",{wrong}}}"#);
+            serde_json::from_str::<Own>(&text).unwrap_err();
+        }
     }
 
     #[test]
@@ -644,6 +702,15 @@ mod tests {
                 "path=/a,fabric_id=0xffff",
                 &["fabric_id=0xffff", "0xff00 to 0xfffe"],
             ),
+            ("path=/a,allow=root", &["allow=root", "id -u", "allow=1000"]),
+            ("path=/a,allow=", &["allow= is", "allow=1000"]),
+            ("path=/a,allow=-1", &["allow=-1", "allow=1000"]),
+            ("path=/a,allow=4294967295", &["allow=4294967295", "digits"]),
+            (
+                "path=/a,allow=[1,group:2]",
+                &["allow=group:2", "[1000,1001]"],
+            ),
+            ("path=/a,allow=[1,2,1]", &["allow=1 ", "twice", "once"]),
             ("path=/a,hugepages=yes", &["hugepages=yes", "on nor off"]),
             ("path=/a,gid=12", &["gid=12", "UUID"]),
             (

@@ -382,7 +382,8 @@ impl Core {
         if place.closed {
             return Ok(None);
         }
-        let (socket, file) = SocketFile::listen(&self.config.path)?;
+        let for_all = self.config.is_for_all();
+        let (socket, file) = SocketFile::listen(&self.config.path, for_all)?;
         place.file = Some(file);
         Ok(Some(socket))
     }
@@ -397,7 +398,8 @@ impl Core {
             Ok(true) => Ok(None),
             Ok(false) => Err(io::Error::other("another file is there")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let (socket, file) = SocketFile::listen_anew(&self.config.path)?;
+                let for_all = self.config.is_for_all();
+                let (socket, file) = SocketFile::listen_anew(&self.config.path, for_all)?;
                 place.file = Some(file);
                 Ok(Some(socket))
             }

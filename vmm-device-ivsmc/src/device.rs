@@ -127,7 +127,7 @@ impl Device {
     ) -> Result<(Arc<Device>, Fabric), Error> {
         config.validate()?;
         let path = config.path.clone();
-        let (socket, file) = match SocketFile::listen(&path) {
+        let (socket, file) = match SocketFile::listen(&path, config.is_for_all()) {
             Ok((socket, file)) => (Some(socket), Some(file)),
             Err(error) if state.is_some() && error.kind() == io::ErrorKind::AddrInUse => {
                 (None, None)

@@ -192,6 +192,9 @@ impl Fabric {
         // The socket's file, if the path was in use at first or it has been removed.
         libc::SYS_statx,
         #[cfg(target_arch = "x86_64")]
+        libc::SYS_chmod,
+        libc::SYS_fchmodat,
+        #[cfg(target_arch = "x86_64")]
         libc::SYS_lstat,
         #[cfg(target_arch = "x86_64")]
         libc::SYS_unlink,
@@ -587,8 +590,11 @@ impl Fabric {
             .err()
             .map(internal("watch it"));
         match socket.peer_user() {
-            Ok(user) if user == own_user() || user == 0 => {}
-            Ok(user) => ending = Some(Ending::Refused(format!("user {user} is at the other end"))),
+            Ok(user) if user == own_user() || self.core.config.allows(user) => {}
+            Ok(user) => {
+                let why = format!("user {user} is at the other end; allow={user} would admit it");
+                ending = Some(Ending::Refused(why));
+            }
             Err(error) => ending = Some(internal("tell the other end's user")(error)),
         }
         if ending.is_none() {

@@ -2,12 +2,12 @@
 
 //! Unix sockets of type SOCK_SEQPACKET, and descriptors that travel through them.
 
-use std::fs::{self, Metadata};
+use std::fs::{self, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::time::SystemTime;
@@ -17,6 +17,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::wire::{MAX_DESCRIPTORS, MAX_MESSAGE};
 
 const BACKLOG: i32 = 64;
+/// Who may connect if other users are allowed: all. The device looks who they are.
+const FOR_ALL: u32 = 0o666;
 /// What a socket can receive is a little more than the longest message, to see that one is longer.
 const PACKET: usize = MAX_MESSAGE + 8;
 /// Room for one control message with all descriptors, in units that are aligned as one must be.
@@ -274,12 +276,13 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// Listens on `path`, in place of a socket there that nobody listens on any more.
+    /// Listens on `path`, in place of a socket there that nobody listens on any more. With `for_all` every user who
+    /// can reach the file can connect, else those to whom the process's umask leaves it.
     ///
     /// # Errors
     /// AddrInUse if somebody does; AlreadyExists if it is something else than a socket.
-    pub fn listen(path: &Path) -> io::Result<(Socket, Self)> {
-        match Self::listen_anew(path) {
+    pub fn listen(path: &Path, for_all: bool) -> io::Result<(Socket, Self)> {
+        match Self::listen_anew(path, for_all) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 if !fs::symlink_metadata(path)?.file_type().is_socket() {
                     return Err(io::ErrorKind::AlreadyExists.into());
@@ -294,7 +297,7 @@ impl SocketFile {
                     return Err(error);
                 }
                 fs::remove_file(path)?;
-                Self::listen_anew(path)
+                Self::listen_anew(path, for_all)
             }
             other => other,
         }
@@ -304,13 +307,18 @@ impl SocketFile {
     ///
     /// # Errors
     /// AddrInUse if there is anything.
-    pub fn listen_anew(path: &Path) -> io::Result<(Socket, Self)> {
+    pub fn listen_anew(path: &Path, for_all: bool) -> io::Result<(Socket, Self)> {
         let socket = Socket::bind(path)?;
         // From here on, dropping it removes the file.
         let file = SocketFile {
             path: path.into(),
             identity: identity(path)?,
         };
+        if for_all {
+            file.open_for_all().map_err(|error| {
+                io::Error::other(format!("it cannot be opened to other users: {error}"))
+            })?;
+        }
         socket.listen()?;
         Ok((socket, file))
     }
@@ -321,6 +329,21 @@ impl SocketFile {
     /// NotFound if there is nothing.
     pub fn is_there(&self) -> io::Result<bool> {
         identity(&self.path).map(|found| found == self.identity)
+    }
+
+    /// Lets every user connect. It is changed through a descriptor: if somebody put another file or a link at the
+    /// path meanwhile, that must not be changed.
+    fn open_for_all(&self) -> io::Result<()> {
+        let flags = libc::O_PATH | libc::O_NOFOLLOW;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(&self.path)?;
+        if identity_of(&file.metadata()?) != self.identity {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        let through = format!("/proc/self/fd/{}", file.as_raw_fd());
+        fs::set_permissions(through, Permissions::from_mode(FOR_ALL))
     }
 }
 
@@ -338,11 +361,12 @@ impl Drop for SocketFile {
 mod tests {
     use super::*;
     use std::fs::File;
+    use std::os::unix::fs::symlink;
 
     fn pair() -> (Socket, Socket, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
-        let (listener, _file) = SocketFile::listen(&path).unwrap();
+        let (listener, _file) = SocketFile::listen(&path, false).unwrap();
         let one = Socket::connect(&path).unwrap();
         let other = listener.accept().unwrap().unwrap();
         (one, other, folder)
@@ -386,12 +410,12 @@ mod tests {
     fn files() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
-        let listen = |path: &Path| SocketFile::listen(path);
+        let listen = |path: &Path| SocketFile::listen(path, false);
         let kind = |path: &Path| listen(path).map(drop).unwrap_err().kind();
         let (socket, file) = listen(&path).unwrap();
         assert_eq!(kind(&path), io::ErrorKind::AddrInUse);
         drop(socket);
-        let anew = SocketFile::listen_anew(&path).map(drop);
+        let anew = SocketFile::listen_anew(&path, false).map(drop);
         assert_eq!(anew.unwrap_err().kind(), io::ErrorKind::AddrInUse);
         assert!(file.is_there().unwrap());
         let (_socket, new_file) = listen(&path).unwrap();
@@ -409,5 +433,25 @@ mod tests {
         File::create(&path).unwrap();
         assert_eq!(kind(&path), io::ErrorKind::AlreadyExists);
         assert_eq!(kind(&folder.path().join("no/s")), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_file_for_all_is_for_all_and_no_other_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
+        let (_socket, file) = SocketFile::listen(&path, true).unwrap();
+        assert_eq!(mode(&path), 0o666);
+        // Somebody replaces it in the wrong moment.
+        let other = folder.path().join("other");
+        File::create(&other).unwrap();
+        fs::set_permissions(&other, Permissions::from_mode(0o600)).unwrap();
+        fs::remove_file(&path).unwrap();
+        symlink(&other, &path).unwrap();
+        file.open_for_all().unwrap_err();
+        fs::remove_file(&path).unwrap();
+        fs::rename(&other, &path).unwrap();
+        file.open_for_all().unwrap_err();
+        assert_eq!(mode(&path), 0o600);
     }
 }

@@ -8,6 +8,7 @@ mod folders;
 mod hostile;
 mod links;
 mod sandbox;
+mod users;
 
 use std::env;
 use std::path::{Path, PathBuf};

@@ -117,7 +117,10 @@ fn a_life_in_the_sandbox() {
     eventually("refused", || a.device.counters().handshakes_refused > 0);
     // A folder of peers, which comes, changes, is replaced and goes.
     let joined = folder.path().join("folder");
-    let joiner = start_confined(options(folder.path(), "joiner", &["folder"]));
+    let joiner = start_confined(Config {
+        allow: vec![1000],
+        ..options(folder.path(), "joiner", &["folder"])
+    });
     // Its socket's file is removed.
     let file = folder.path().join("joiner");
     fs::remove_file(&file).unwrap();

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Who may join: devices of the same user, of root, and of users that both ends allow.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use super::*;
+use crate::EventKind;
+use crate::socket::own_user;
+
+/// Starts a VM whose device, from its making to its end, is another user's.
+fn start_as(user: u32, config: Config) -> Vm {
+    let host = FakeHost::new();
+    let become_user = move || {
+        // SAFETY: plain system call. Made like this, and not by libc, it changes this thread alone.
+        let changed = unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) };
+        assert_eq!(changed, 0);
+    };
+    let make = || {
+        become_user();
+        Device::new("test", config, host.clone(), None).unwrap()
+    };
+    let (device, fabric) = thread::scope(|scope| scope.spawn(make).join()).unwrap();
+    for (bar, address) in [BAR0, BAR1, BAR2].into_iter().enumerate() {
+        device.move_bar(bar, address).unwrap();
+    }
+    let thread = Some(thread::spawn(move || {
+        become_user();
+        fabric.run();
+    }));
+    Vm {
+        device,
+        host,
+        thread,
+    }
+}
+
+/// Options of a device that allows these users.
+fn allowing(folder: &Path, name: &str, peers: &[&str], allow: &[u32]) -> Config {
+    Config {
+        allow: allow.into(),
+        ..options(folder, name, peers)
+    }
+}
+
+/// A folder in which every user can make sockets.
+fn open_folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    folder
+}
+
+/// Whether other users' devices can be started here.
+fn is_root() -> bool {
+    let is_root = own_user() == 0;
+    if !is_root {
+        println!("SKIPPED: only root can be another user");
+    }
+    is_root
+}
+
+#[test]
+fn both_ends_have_to_allow_each_other() {
+    if !is_root() {
+        return;
+    }
+    let is_linked = |allow_b: &[u32], allow_a: &[u32], joins: bool| {
+        let folder = open_folder();
+        let path = folder.path();
+        let (a_joins, b_joins) = if joins {
+            (&["b"][..], &[][..])
+        } else {
+            (&[][..], &["a"][..])
+        };
+        let a = start_as(1001, allowing(path, "a", a_joins, allow_b));
+        let b = start_as(1002, allowing(path, "b", b_joins, allow_a));
+        let is_linked = soon(Duration::from_millis(400), || {
+            a.links() == 1 && b.links() == 1
+        });
+        let refused = [&a, &b].map(|vm| {
+            let events = vm.host.events();
+            let mut refused = events
+                .iter()
+                .filter(|each| each.kind == EventKind::Refused)
+                .map(|each| each.reason.clone());
+            refused.next()
+        });
+        a.stop();
+        b.stop();
+        (is_linked, refused)
+    };
+    for joins in [true, false] {
+        assert_eq!(is_linked(&[1002], &[1001], joins), (true, [None, None]));
+        assert!(!is_linked(&[1002], &[1003, 1000], joins).0);
+        assert!(!is_linked(&[1000], &[1001], joins).0);
+    }
+    // Who refuses says so, and how to admit the other one; it is not needed that the other one hears of it.
+    let (linked, [a, b]) = is_linked(&[1003], &[1001], false);
+    assert_eq!((linked, b), (false, None));
+    let reason = a.unwrap();
+    assert!(
+        reason.contains("user 1002") && reason.contains("allow=1002"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn root_is_admitted_and_admits_whom_it_allows() {
+    if !is_root() {
+        return;
+    }
+    let folder = open_folder();
+    let path = folder.path();
+    let user = start_as(1001, options(path, "user", &[]));
+    let root = Vm::start(options(path, "root", &["user"]));
+    eventually("refused by root", || {
+        root.device.counters().handshakes_refused > 0
+    });
+    assert_eq!(root.links(), 0);
+    root.stop();
+    assert_eq!(user.device.counters().handshakes_refused, 0);
+    let root = Vm::start(allowing(path, "root", &["user"], &[1000, 1001]));
+    root.eventually_up(0);
+    user.eventually_up(0);
+    let same = start_as(1001, options(path, "same", &["user"]));
+    same.eventually_up(0);
+    user.stop();
+    root.stop();
+}
+
+#[test]
+fn the_file_lets_others_connect_only_if_any_are_allowed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mode = |config: &Config| {
+        let vm = Vm::start(config.clone());
+        let mode = || fs::metadata(&config.path).unwrap().mode() & 0o777;
+        let first = mode();
+        // Also after somebody has removed it.
+        fs::remove_file(&config.path).unwrap();
+        eventually("it is made again", || config.path.exists());
+        thread::sleep(Duration::from_millis(20));
+        assert_eq!(mode(), first);
+        vm.stop();
+        first
+    };
+    let umask = mode(&options(folder.path(), "a", &[]));
+    assert_eq!(umask & 0o002, 0, "the tests run with a strange umask");
+    assert_eq!(mode(&allowing(folder.path(), "a", &[], &[1000])), 0o666);
+}
