@@ -7,6 +7,7 @@ mod faults;
 mod folders;
 mod hostile;
 mod links;
+mod mesh;
 mod sandbox;
 mod users;
 
