@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::handshake::Terms;
 use crate::lines::Line;
-use crate::link::{Link, LinkTable, State as LinkState};
+use crate::link::{Action, Event as LinkEvent, Link, LinkTable, State as LinkState};
 use crate::pci::{BarMove, BarSpec, ConfigSpace, Identity, Msix};
 use crate::registers::{self, Registers};
 use crate::socket::{Socket, SocketFile};
@@ -440,7 +440,7 @@ impl Core {
 
     /// Gives a reserved place back.
     pub fn cancel(&self, link: usize) {
-        self.lock().registers.links.cancel(link);
+        self.lock().registers.links.on(link, LinkEvent::Cancel);
     }
 
     /// Fresh lines for a link, so that the peer of an earlier one has nothing to do with them.
@@ -477,18 +477,17 @@ impl Core {
             return Err(io::Error::other("the place is taken"));
         }
         *place = Some(wiring);
-        let wired = state.wire_up(self.host(), link);
-        let generation = match wired {
-            Ok(()) => state.registers.links.up(link, peer),
-            Err(_) => None,
-        };
-        let Some(generation) = generation else {
-            state.counters.host_errors += u64::from(wired.is_err());
+        if let Err(error) = state.wire_up(self.host(), link) {
+            state.counters.host_errors += 1;
             state.remove(self.host(), link, &self.name);
-            return Err(wired
-                .err()
-                .unwrap_or_else(|| io::Error::other("the place is gone")));
-        };
+            return Err(error);
+        }
+        let links = &mut state.registers.links;
+        if links.on(link, LinkEvent::Join(peer)) != Action::Announce {
+            state.remove(self.host(), link, &self.name);
+            return Err(io::Error::other("the place is another's"));
+        }
+        let generation = links.get(link).map_or(0, Link::generation);
         state.counters.links_up += 1;
         state.raise(&self.name);
         let size = (1u64 << peer.window_shift) >> 20;
@@ -517,13 +516,15 @@ impl Core {
     /// Takes out of the guest the windows that it has let go of. Returns whether there were any.
     pub fn tend(&self) -> bool {
         let state = &mut *self.lock();
-        let is_let_go = |link: &Link| link.is_let_go();
-        let let_go: Vec<bool> = state.registers.links.iter().map(is_let_go).collect();
-        for (link, _) in let_go.iter().enumerate().filter(|(_, let_go)| **let_go) {
-            state.down(self.host(), link, &self.name, "the guest has let go");
-            state.raise(&self.name);
+        let mut has_let_go = false;
+        for link in 0..state.wirings.len() {
+            let why = "the guest has let go";
+            if state.down(self.host(), link, LinkEvent::Tend, &self.name, why) {
+                state.raise(&self.name);
+                has_let_go = true;
+            }
         }
-        let_go.contains(&true)
+        has_let_go
     }
 
     /// Ends all links, for good.
@@ -647,20 +648,23 @@ impl State {
 
     /// The peer of a link that is up is gone.
     fn lose(&mut self, host: &dyn Host, link: usize, name: &str, why: &str) {
-        self.counters.links_lost += 1;
         let peer = self.peer(link);
-        if let Some(wiring) = &mut self.wirings[link] {
-            let disconnected = wiring.disconnect(host);
-            self.check(disconnected, name, "disconnect a link");
-        }
-        let state = self.registers.links.get_mut(link).map(|link| link.lose());
-        let kind = if state == Some(LinkState::Down) {
-            self.remove(host, link, name);
-            EventKind::LinkDown
-        } else {
-            self.counters.links_reset += 1;
-            EventKind::LinkReset
+        let kind = match self.registers.links.on(link, LinkEvent::Lose) {
+            Action::Remove => {
+                self.remove(host, link, name);
+                EventKind::LinkDown
+            }
+            Action::Disconnect => {
+                if let Some(wiring) = &mut self.wirings[link] {
+                    let disconnected = wiring.disconnect(host);
+                    self.check(disconnected, name, "disconnect a link");
+                }
+                self.counters.links_reset += 1;
+                EventKind::LinkReset
+            }
+            _ => return,
         };
+        self.counters.links_lost += 1;
         self.hand_on_classic(host, name);
         self.raise(name);
         host.event(&Event {
@@ -706,15 +710,19 @@ impl State {
         link.peer().map(|peer| peer.gid)
     }
 
-    /// Makes a link down, whatever the guest has claimed.
-    fn down(&mut self, host: &dyn Host, link: usize, name: &str, why: &str) {
+    /// Makes a link down if the event says so. Returns whether it did.
+    fn down(
+        &mut self,
+        host: &dyn Host,
+        link: usize,
+        event: LinkEvent,
+        name: &str,
+        why: &str,
+    ) -> bool {
         let peer = self.peer(link);
-        self.remove(host, link, name);
-        if let Some(link) = self.registers.links.get_mut(link) {
-            link.down();
-        }
-        // Else it was down before.
-        if peer.is_some() {
+        let goes_down = self.registers.links.on(link, event) == Action::Remove;
+        if goes_down {
+            self.remove(host, link, name);
             host.event(&Event {
                 kind: EventKind::LinkDown,
                 link: Some(link),
@@ -722,12 +730,13 @@ impl State {
                 reason: why.into(),
             });
         }
+        goes_down
     }
 
     /// Makes all links down.
     fn end_all(&mut self, host: &dyn Host, name: &str, why: &str) {
         for link in 0..self.wirings.len() {
-            self.down(host, link, name, why);
+            self.down(host, link, LinkEvent::End, name, why);
         }
     }
 }

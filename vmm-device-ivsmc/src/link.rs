@@ -10,11 +10,10 @@ use crate::Gid;
 use crate::handshake::Terms;
 use crate::wire::Bye;
 
-/// What a link is at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// What a link is at, as the guest reads it in State.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// There is no peer.
-    #[default]
     Down,
     /// Both ends have the window.
     Up,
@@ -22,16 +21,67 @@ pub enum State {
     Lost,
 }
 
+/// What a link is at, all told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    /// There is no peer.
+    #[default]
+    Down,
+    /// There is none yet: a connection to this GID is about to bring the link up.
+    Joining(Gid),
+    /// Both ends have the window, and the guest has not claimed it.
+    Up,
+    /// The guest has.
+    Claimed,
+    /// The peer is gone, and the guest has not let go of the window.
+    Lost,
+    /// The guest has, and the window is about to be taken out.
+    LetGo,
+}
+
+/// What can happen to a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A connection to this GID wants the place.
+    Reserve(Gid),
+    /// It wants it no longer.
+    Cancel,
+    /// It has become a link on these terms.
+    Join(Terms),
+    /// The peer is gone.
+    Lose,
+    /// The guest writes Claim.
+    Claim(u32),
+    /// The device takes out windows that its guest has let go of.
+    Tend,
+    /// The device is reset, or closes.
+    End,
+}
+
+/// What an event asks of the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Nothing.
+    Nothing,
+    /// To turn whoever caused the event away: it cannot be now.
+    Refuse,
+    /// To tell that the link is up.
+    Announce,
+    /// To take the doorbells and interrupt lines out of the guest, and to tell that the link is lost.
+    Disconnect,
+    /// To take all of the link out of the guest, and to tell that it is down.
+    Remove,
+    /// To tend the links soon, on the fabric's thread.
+    Wake,
+}
+
 /// One link. Its transitions are those of docs/device.md, "The life of a link".
 #[derive(Clone, Debug, Default)]
 pub struct Link {
-    state: State,
+    phase: Phase,
     generation: u32,
-    claim: u32,
     /// The present peer, or the last one.
     peer: Option<Terms>,
-    /// A connection to this GID is about to bring the link up.
-    reserved: Option<Gid>,
 }
 
 /// A link in a snapshot.
@@ -54,7 +104,11 @@ struct ClaimedSnapshot {
 impl Link {
     /// What the link is at.
     pub fn state(&self) -> State {
-        self.state
+        match self.phase {
+            Phase::Down | Phase::Joining(_) => State::Down,
+            Phase::Up | Phase::Claimed => State::Up,
+            Phase::Lost | Phase::LetGo => State::Lost,
+        }
     }
 
     /// How many times it came up.
@@ -64,60 +118,60 @@ impl Link {
 
     /// The generation that the guest has claimed; 0: none.
     pub fn claim(&self) -> u32 {
-        self.claim
+        match self.phase {
+            Phase::Claimed | Phase::Lost => self.generation,
+            _ => 0,
+        }
     }
 
     /// The peer, while there is one or the guest still has its window.
     pub fn peer(&self) -> Option<&Terms> {
-        self.peer.as_ref().filter(|_| self.state != State::Down)
+        let is_down = self.state() == State::Down;
+        self.peer.as_ref().filter(|_| !is_down)
     }
 
-    /// down to up. Returns the new generation.
-    fn up(&mut self, peer: Terms) -> u32 {
-        self.state = State::Up;
-        self.generation = self.generation.checked_add(1).unwrap_or(1);
-        self.claim = 0;
-        self.peer = Some(peer);
-        self.reserved = None;
-        self.generation
-    }
+    /// Something happens. This is all that ever changes a link.
+    pub fn on(&mut self, event: Event) -> Action {
+        let (phase, action) = match (self.phase, event) {
+            (Phase::Down, Event::Reserve(gid)) => (Phase::Joining(gid), Action::Nothing),
+            (phase, Event::Reserve(_)) => (phase, Action::Refuse),
 
-    /// The peer is gone: up to lost, or down if the guest has not claimed the window.
-    pub fn lose(&mut self) -> State {
-        if self.state == State::Up {
-            self.state = if self.claim == 0 {
-                State::Down
-            } else {
-                State::Lost
-            };
-        }
-        self.state
-    }
+            (Phase::Joining(_), Event::Cancel) => (Phase::Down, Action::Nothing),
+            (phase, Event::Cancel) => (phase, Action::Nothing),
 
-    /// The guest writes Claim.
-    pub fn write_claim(&mut self, value: u32) {
-        let claims = self.state == State::Up && value == self.generation;
-        if claims || (value == 0 && self.state != State::Down) {
-            self.claim = value;
-        }
-    }
+            (Phase::Joining(gid), Event::Join(terms)) if terms.gid == gid => {
+                self.generation = self.generation.checked_add(1).unwrap_or(1);
+                self.peer = Some(terms);
+                (Phase::Up, Action::Announce)
+            }
+            (phase, Event::Join(_)) => (phase, Action::Refuse),
 
-    /// Whether the guest has let go of the window of a peer that is gone.
-    pub fn is_let_go(&self) -> bool {
-        self.state == State::Lost && self.claim == 0
-    }
+            (Phase::Up, Event::Lose) => (Phase::Down, Action::Remove),
+            (Phase::Claimed, Event::Lose) => (Phase::Lost, Action::Disconnect),
+            (phase, Event::Lose) => (phase, Action::Nothing),
 
-    /// Any state to down: the window is out of the guest.
-    pub fn down(&mut self) {
-        self.state = State::Down;
-        self.claim = 0;
+            (Phase::Up, Event::Claim(value)) if value == self.generation => {
+                (Phase::Claimed, Action::Nothing)
+            }
+            (Phase::Claimed, Event::Claim(0)) => (Phase::Up, Action::Nothing),
+            (Phase::Lost, Event::Claim(0)) => (Phase::LetGo, Action::Wake),
+            (phase, Event::Claim(_)) => (phase, Action::Nothing),
+
+            (Phase::LetGo, Event::Tend) => (Phase::Down, Action::Remove),
+            (phase, Event::Tend) => (phase, Action::Nothing),
+
+            (phase @ (Phase::Down | Phase::Joining(_)), Event::End) => (phase, Action::Nothing),
+            (_, Event::End) => (Phase::Down, Action::Remove),
+        };
+        self.phase = phase;
+        action
     }
 
     /// What a snapshot needs.
     pub fn snapshot(&self) -> LinkSnapshot {
         let claimed = self
             .peer()
-            .filter(|_| self.claim != 0)
+            .filter(|_| self.claim() != 0)
             .map(|peer| ClaimedSnapshot {
                 gid: peer.gid,
                 position: peer.position,
@@ -142,8 +196,7 @@ impl Link {
         if let Some(saved) = &snapshot.claimed
             && (21..=max_shift).contains(&saved.window_shift)
         {
-            link.state = State::Lost;
-            link.claim = link.generation;
+            link.phase = Phase::Lost;
             link.peer = Some(Terms {
                 gid: saved.gid,
                 position: saved.position,
@@ -175,11 +228,6 @@ impl LinkTable {
         self.links.get(index)
     }
 
-    /// Link number `index`, to change it.
-    pub fn get_mut(&mut self, index: usize) -> Option<&mut Link> {
-        self.links.get_mut(index)
-    }
-
     /// All links, in order.
     pub fn iter(&self) -> slice::Iter<'_, Link> {
         self.links.iter()
@@ -187,9 +235,11 @@ impl LinkTable {
 
     /// Whether there is a link to this GID, or about to be.
     pub fn is_joined(&self, gid: Gid) -> bool {
-        self.links
-            .iter()
-            .any(|link| link.reserved == Some(gid) || link.is_up_with(gid))
+        self.links.iter().any(|link| match link.phase {
+            Phase::Joining(other) => other == gid,
+            Phase::Up | Phase::Claimed => link.had(gid),
+            _ => false,
+        })
     }
 
     /// Reserves a place for a link to `gid`: the one it had last if that is free.
@@ -200,36 +250,26 @@ impl LinkTable {
         if self.is_joined(gid) {
             return Err(Bye::Duplicate);
         }
-        let had = |link: &Link| link.peer.is_some_and(|peer| peer.gid == gid);
-        if self
-            .links
-            .iter()
-            .any(|link| link.state == State::Lost && had(link))
-        {
+        let is_lost = |link: &&Link| link.state() == State::Lost;
+        if self.links.iter().filter(is_lost).any(|link| link.had(gid)) {
             return Err(Bye::Busy);
         }
-        let free = |link: &Link| link.state == State::Down && link.reserved.is_none();
-        let place = self.links.iter().position(|link| free(link) && had(link));
-        let Some(index) = place.or_else(|| self.links.iter().position(free)) else {
-            let lost = self.links.iter().any(|link| link.state == State::Lost);
-            return Err(if lost { Bye::Busy } else { Bye::Full });
+        let is_free = |link: &Link| link.phase == Phase::Down;
+        let mut places = self.links.iter();
+        let place = places.position(|link| is_free(link) && link.had(gid));
+        let Some(index) = place.or_else(|| self.links.iter().position(is_free)) else {
+            let is_any_lost = self.links.iter().any(|link| is_lost(&link));
+            return Err(if is_any_lost { Bye::Busy } else { Bye::Full });
         };
-        self.links[index].reserved = Some(gid);
+        self.links[index].on(Event::Reserve(gid));
         Ok(index)
     }
 
-    /// Gives a reserved place back.
-    pub fn cancel(&mut self, index: usize) {
-        if let Some(link) = self.links.get_mut(index) {
-            link.reserved = None;
-        }
-    }
-
-    /// Brings the link up at a place that was reserved for this peer. Returns its generation; `None` if
-    /// the place was not reserved.
-    pub fn up(&mut self, index: usize, peer: Terms) -> Option<u32> {
-        let link = self.links.get_mut(index)?;
-        (link.reserved == Some(peer.gid)).then(|| link.up(peer))
+    /// Something happens to link number `index`.
+    pub fn on(&mut self, index: usize, event: Event) -> Action {
+        self.links
+            .get_mut(index)
+            .map_or(Action::Refuse, |link| link.on(event))
     }
 
     /// What a snapshot needs.
@@ -246,13 +286,17 @@ impl LinkTable {
 }
 
 impl Link {
-    fn is_up_with(&self, gid: Gid) -> bool {
-        self.state == State::Up && self.peer.is_some_and(|peer| peer.gid == gid)
+    /// Whether this was the last peer.
+    fn had(&self, gid: Gid) -> bool {
+        self.peer.is_some_and(|peer| peer.gid == gid)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
 
     fn peer(gid: u8) -> Terms {
@@ -266,85 +310,161 @@ mod tests {
         }
     }
 
-    /// A link in the given state at generation 5.
-    fn link(state: State, claim: u32) -> Link {
+    /// A link in the given phase at generation 5.
+    fn link(phase: Phase) -> Link {
         Link {
-            state,
+            phase,
             generation: 5,
-            claim,
             peer: Some(peer(1)),
-            reserved: None,
         }
     }
 
-    #[derive(Debug)]
-    enum Event {
-        Up,
-        Lose,
-        Claim(u32),
-        Tend,
-        Down,
+    /// Every phase, with the name that docs/device.md has for it.
+    fn phases() -> [(&'static str, Phase); 6] {
+        let joining = Phase::Joining(peer(2).gid);
+        [
+            ("down", Phase::Down),
+            ("joining", joining),
+            ("up", Phase::Up),
+            ("claimed", Phase::Claimed),
+            ("lost", Phase::Lost),
+            ("let go", Phase::LetGo),
+        ]
     }
 
-    /// Every event in every state, after docs/device.md.
+    /// Every event, and all kinds of those that have some.
+    fn events() -> [(&'static str, Event); 11] {
+        [
+            ("a peer wants the place", Event::Reserve(peer(2).gid)),
+            ("another peer wants it", Event::Reserve(peer(3).gid)),
+            ("the peer gives up", Event::Cancel),
+            ("the peer has accepted", Event::Join(peer(2))),
+            ("another peer says so", Event::Join(peer(3))),
+            ("the peer is gone", Event::Lose),
+            ("Claim := Generation", Event::Claim(5)),
+            ("Claim := another number", Event::Claim(6)),
+            ("Claim := 0", Event::Claim(0)),
+            ("the device tends its links", Event::Tend),
+            ("the device is reset or ends", Event::End),
+        ]
+    }
+
+    /// What has to become of each phase with each event: the next phase, if it is another one, and what is to be done.
+    const EXPECTED: [[&str; 6]; 11] = [
+        ["joining", "refuse", "refuse", "refuse", "refuse", "refuse"],
+        ["joining", "refuse", "refuse", "refuse", "refuse", "refuse"],
+        ["-", "down", "-", "-", "-", "-"],
+        [
+            "refuse",
+            "up, announce",
+            "refuse",
+            "refuse",
+            "refuse",
+            "refuse",
+        ],
+        ["refuse", "refuse", "refuse", "refuse", "refuse", "refuse"],
+        ["-", "-", "down, remove", "lost, disconnect", "-", "-"],
+        ["-", "-", "claimed", "-", "-", "-"],
+        ["-", "-", "-", "-", "-", "-"],
+        ["-", "-", "-", "up", "let go, wake", "-"],
+        ["-", "-", "-", "-", "-", "down, remove"],
+        [
+            "-",
+            "-",
+            "down, remove",
+            "down, remove",
+            "down, remove",
+            "down, remove",
+        ],
+    ];
+
+    fn word(action: Action) -> Option<&'static str> {
+        match action {
+            Action::Nothing => None,
+            Action::Refuse => Some("refuse"),
+            Action::Announce => Some("announce"),
+            Action::Disconnect => Some("disconnect"),
+            Action::Remove => Some("remove"),
+            Action::Wake => Some("wake"),
+        }
+    }
+
+    /// What becomes of a phase with an event.
+    fn cell(phase: Phase, event: Event) -> String {
+        let mut link = link(phase);
+        let action = link.on(event);
+        // A generation is one time up, and a claim is of the present one.
+        let generation = if action == Action::Announce { 6 } else { 5 };
+        assert_eq!(link.generation(), generation);
+        assert!([0, generation].contains(&link.claim()));
+        assert_eq!(link.peer().is_none(), link.state() == State::Down);
+        let name = |(name, other): &(&'static str, Phase)| match (other, link.phase) {
+            (Phase::Joining(_), Phase::Joining(_)) => Some(*name),
+            (other, now) => (*other == now).then_some(*name),
+        };
+        let next = (link.phase != phase).then(|| phases().iter().find_map(name).unwrap());
+        let words: Vec<&str> = next.into_iter().chain(word(action)).collect();
+        if words.is_empty() {
+            "-".into()
+        } else {
+            words.join(", ")
+        }
+    }
+
+    /// Every event in every phase. The table is printed, and is that of docs/device.md.
     #[test]
-    fn transitions() {
-        use Event::*;
-        use State::{Down as D, Lost as L, Up as U};
-        // state and claim before, event, then state, claim, generation after
-        let table = [
-            (D, 0, Up, U, 0, 6),
-            (D, 0, Lose, D, 0, 5),
-            (D, 0, Claim(5), D, 0, 5),
-            (D, 0, Claim(0), D, 0, 5),
-            (D, 0, Tend, D, 0, 5),
-            (D, 0, Down, D, 0, 5),
-            (U, 0, Claim(5), U, 5, 5),
-            (U, 0, Claim(4), U, 0, 5),
-            (U, 0, Claim(6), U, 0, 5),
-            (U, 5, Claim(9), U, 5, 5),
-            (U, 5, Claim(0), U, 0, 5),
-            (U, 0, Lose, D, 0, 5),
-            (U, 5, Lose, L, 5, 5),
-            (U, 0, Tend, U, 0, 5),
-            (U, 5, Tend, U, 5, 5),
-            (U, 5, Down, D, 0, 5),
-            (L, 5, Claim(5), L, 5, 5),
-            (L, 5, Claim(6), L, 5, 5),
-            (L, 5, Claim(0), L, 0, 5),
-            (L, 0, Claim(5), L, 0, 5),
-            (L, 5, Lose, L, 5, 5),
-            (L, 5, Tend, L, 5, 5),
-            (L, 0, Tend, D, 0, 5),
-            (L, 5, Down, D, 0, 5),
-        ];
-        for (state, claim, event, after, claim_after, generation) in table {
-            let mut link = link(state, claim);
-            match event {
-                Up => assert_eq!(link.up(peer(2)), generation),
-                Lose => assert_eq!(link.lose(), after),
-                Claim(value) => link.write_claim(value),
-                Tend if link.is_let_go() => link.down(),
-                Tend => {}
-                Down => link.down(),
-            }
-            let now = (link.state(), link.claim(), link.generation());
-            assert_eq!(
-                now,
-                (after, claim_after, generation),
-                "{state:?} {claim} {event:?}"
-            );
-            assert_eq!(link.peer().is_none(), after == D);
+    fn every_transition() {
+        let row = |first: &str, cells: &[String]| format!("| {first} | {} |", cells.join(" | "));
+        let names = phases().map(|(name, _)| name.to_owned());
+        let mut table = vec![row("event", &names), "|---|---|---|---|---|---|---|".into()];
+        for ((name, event), expected) in events().into_iter().zip(EXPECTED) {
+            let cells = phases().map(|(_, phase)| cell(phase, event));
+            assert_eq!(cells, expected, "{name}");
+            table.push(row(name, &cells));
         }
+        let table = table.join("\n");
+        println!("{table}");
+        println!("{} transitions", phases().len() * events().len());
+        let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/device.md");
+        // Another workspace that has this crate need not have the document.
+        match fs::read_to_string(document) {
+            Ok(text) => assert!(text.contains(&table), "docs/device.md has another table"),
+            Err(error) => println!("not compared with docs/device.md: {error}"),
+        }
+    }
+
+    /// All phases can be reached from the first one, and the last leads back.
+    #[test]
+    fn a_whole_life() {
+        let mut link = Link::default();
+        let (a, generation) = (peer(1), 1);
+        for (event, action, state, claim) in [
+            (Event::Reserve(a.gid), Action::Nothing, State::Down, 0),
+            (Event::Cancel, Action::Nothing, State::Down, 0),
+            (Event::Reserve(a.gid), Action::Nothing, State::Down, 0),
+            (Event::Join(a), Action::Announce, State::Up, 0),
+            (Event::Claim(generation), Action::Nothing, State::Up, 1),
+            (Event::Claim(0), Action::Nothing, State::Up, 0),
+            (Event::Claim(generation), Action::Nothing, State::Up, 1),
+            (Event::Lose, Action::Disconnect, State::Lost, 1),
+            (Event::Claim(0), Action::Wake, State::Lost, 0),
+            (Event::Tend, Action::Remove, State::Down, 0),
+        ] {
+            assert_eq!(link.on(event), action, "{event:?}");
+            assert_eq!((link.state(), link.claim()), (state, claim), "{event:?}");
+        }
+        assert_eq!(link.phase, Phase::Down);
     }
 
     #[test]
     fn a_generation_is_never_zero() {
         let mut link = Link {
             generation: u32::MAX,
+            phase: Phase::Joining(peer(1).gid),
             ..Link::default()
         };
-        assert_eq!(link.up(peer(1)), 1);
+        link.on(Event::Join(peer(1)));
+        assert_eq!((link.state(), link.generation()), (State::Up, 1));
     }
 
     #[test]
@@ -353,19 +473,20 @@ mod tests {
         let (a, b, c) = (peer(1), peer(2), peer(3));
         assert_eq!(table.reserve(a.gid), Ok(0));
         assert_eq!(table.reserve(a.gid), Err(Bye::Duplicate));
-        assert_eq!(table.up(0, b), None, "the place is another's");
-        assert_eq!(table.up(1, a), None, "the place is not reserved");
-        assert_eq!(table.up(9, a), None);
-        assert_eq!(table.up(0, a), Some(1));
+        let refused = Action::Refuse;
+        assert_eq!(table.on(0, Event::Join(b)), refused, "it is another's");
+        assert_eq!(table.on(1, Event::Join(a)), refused, "it is nobody's");
+        assert_eq!(table.on(9, Event::Join(a)), refused, "it is not there");
+        assert_eq!(table.on(0, Event::Join(a)), Action::Announce);
         assert_eq!(table.reserve(a.gid), Err(Bye::Duplicate));
         assert_eq!(table.reserve(b.gid), Ok(1));
         assert_eq!(table.reserve(c.gid), Err(Bye::Full));
-        table.cancel(1);
+        table.on(1, Event::Cancel);
         assert_eq!(table.reserve(c.gid), Ok(1));
-        assert_eq!(table.up(1, c), Some(1));
-        table.links[0].lose();
-        table.links[1].write_claim(1);
-        table.links[1].lose();
+        assert_eq!(table.on(1, Event::Join(c)), Action::Announce);
+        table.on(0, Event::Lose);
+        table.on(1, Event::Claim(1));
+        table.on(1, Event::Lose);
         assert_eq!(
             table.reserve(c.gid),
             Err(Bye::Busy),
@@ -377,20 +498,21 @@ mod tests {
             Err(Bye::Busy),
             "a place may become free soon"
         );
-        table.cancel(0);
-        table.links[1].down();
+        table.on(0, Event::Cancel);
+        table.on(1, Event::End);
         assert_eq!(table.reserve(c.gid), Ok(1), "where it was");
-        assert_eq!(table.up(1, c), Some(2));
+        assert_eq!(table.on(1, Event::Join(c)), Action::Announce);
+        assert_eq!(table.links[1].generation(), 2);
     }
 
     #[test]
     fn after_a_restore_a_claimed_window_is_lost_and_nothing_else() {
-        let claimed = link(State::Up, 5).snapshot();
+        let claimed = link(Phase::Claimed).snapshot();
         let restored = Link::restore(&claimed, 21);
         assert_eq!((restored.state(), restored.claim()), (State::Lost, 5));
         assert_eq!(restored.peer(), Some(&peer(1)));
         assert_eq!(Link::restore(&claimed, 20).state(), State::Down);
-        let unclaimed = Link::restore(&link(State::Up, 0).snapshot(), 21);
+        let unclaimed = Link::restore(&link(Phase::Up).snapshot(), 21);
         assert_eq!(
             (unclaimed.state(), unclaimed.generation()),
             (State::Down, 5)

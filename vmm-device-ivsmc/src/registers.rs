@@ -3,7 +3,7 @@
 //! BAR0: ivshmem's registers, ivsmc's on top, the link table and the doorbells, as docs/device.md has them.
 
 use crate::Gid;
-use crate::link::{LinkTable, State};
+use crate::link::{Action, Event, LinkTable, State};
 
 /// Size of BAR0 in bytes.
 pub const SIZE: u64 = 0x4000;
@@ -117,12 +117,8 @@ impl Registers {
         let value = u32::from_le_bytes([a, b, c, d]);
         if offset == INTR_MASK {
             self.intr_mask = value;
-        } else if let Some((index, CLAIM)) = locate(offset)
-            && let Some(link) = self.links.get_mut(index)
-        {
-            let before = link.is_let_go();
-            link.write_claim(value);
-            return link.is_let_go() && !before;
+        } else if let Some((index, CLAIM)) = locate(offset) {
+            return self.links.on(index, Event::Claim(value)) == Action::Wake;
         }
         false
     }
@@ -162,7 +158,7 @@ mod tests {
             side: 1,
         };
         assert_eq!(links.reserve(peer.gid), Ok(0));
-        links.up(0, peer);
+        assert_eq!(links.on(0, Event::Join(peer)), Action::Announce);
         Registers {
             gid: US,
             fabric_id: 0xff00,
@@ -233,7 +229,7 @@ mod tests {
         assert_eq!(read(&registers, 0x1028), 1);
         assert!(!registers.write(0x1028, &2u32.to_le_bytes()));
         assert_eq!(read(&registers, 0x1028), 1);
-        registers.links.get_mut(0).unwrap().lose();
+        registers.links.on(0, Event::Lose);
         assert_eq!(read(&registers, 0x1000), 2);
         assert!(registers.write(0x1028, &[0; 4]));
         assert!(!registers.write(0x1028, &[0; 4]), "once is enough");
