@@ -117,6 +117,10 @@ impl Pair {
                 }
             }
             text += &guest.tails();
+            match guest.vmm().process().activity(Duration::from_secs(1)) {
+                Ok(activity) => text += &activity,
+                Err(failed) => text += &format!("{failed:#}\n"),
+            }
         }
         error.context(text)
     }
