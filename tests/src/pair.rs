@@ -124,6 +124,10 @@ impl Pair {
                 guest.vmm().ask_where_it_hangs();
             }
             text += &guest.tails();
+            match guest.vmm().process().activity(Duration::from_secs(1)) {
+                Ok(activity) => text += &activity,
+                Err(failed) => text += &format!("{failed:#}\n"),
+            }
         }
         error.context(text)
     }
