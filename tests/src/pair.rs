@@ -106,6 +106,7 @@ impl Pair {
                 text += &format!("{error:#}\n{}", guest.tails());
                 continue;
             }
+            let mut is_silent = false;
             for line in [
                 "cat /sys/kernel/debug/ivpci/*/*",
                 "ivsmc-guest status",
@@ -113,10 +114,20 @@ impl Pair {
             ] {
                 match guest.shell(line) {
                     Ok(output) => text += &output,
-                    Err(failed) => text += &format!("{failed:#}\n"),
+                    Err(failed) => {
+                        text += &format!("{failed:#}\n");
+                        is_silent = true;
+                    }
                 }
             }
+            if is_silent {
+                guest.vmm().ask_where_it_hangs();
+            }
             text += &guest.tails();
+            match guest.vmm().process().activity(Duration::from_secs(1)) {
+                Ok(activity) => text += &activity,
+                Err(failed) => text += &format!("{failed:#}\n"),
+            }
         }
         error.context(text)
     }

@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What a window's memory is called in /proc/PID/maps.
 const WINDOW: &str = "memfd:ivsmc-window";
@@ -97,6 +98,19 @@ impl Process {
         }
         threads.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
         Ok(threads)
+    }
+
+    /// What its threads do for a while, in lines: of one that hangs it is to be seen whether it works or waits.
+    pub fn activity(self, time: Duration) -> Result<String> {
+        let before = self.threads()?;
+        std::thread::sleep(time);
+        let mut text = format!("--- its threads, and their ticks of 10 ms in {time:?}\n");
+        for thread in self.threads()? {
+            let earlier = before.iter().find(|earlier| earlier.id == thread.id);
+            let ticks = thread.ticks - earlier.map_or(0, |earlier| earlier.ticks);
+            text += &format!("{:<20} {ticks}\n", thread.name);
+        }
+        Ok(text)
     }
 }
 

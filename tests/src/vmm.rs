@@ -173,6 +173,16 @@ impl Vmm {
         Ok(())
     }
 
+    /// Has a guest that does not answer any more write to its console where it hangs, where the VMM can do that.
+    pub fn ask_where_it_hangs(&self) {
+        if let Some(api) = &self.api
+            && api.put("vm.nmi").is_ok()
+        {
+            // It writes for a while, on a machine that may be slow.
+            std::thread::sleep(Duration::from_secs(3));
+        }
+    }
+
     /// Kills the VMM as a crash would.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
@@ -238,7 +248,8 @@ impl Drop for Vmm {
 /// The guest's kernel command line.
 fn command_line(lab: &Lab, guest: &Guest) -> String {
     // An uninterrupted boot writes little; what the kernel's checks report is to be seen.
-    let mut line = String::from("console=ttyS0 panic=-1 loglevel=5");
+    // One that hangs says where when it is asked to with an NMI.
+    let mut line = String::from("console=ttyS0 panic=-1 loglevel=5 unknown_nmi_panic");
     if lab.platform == Platform::Lab && lab.vmm != VmmKind::Qemu {
         // Guests in the lab lose the interrupts of the deadline timer.
         line += " lapic=notscdeadline";

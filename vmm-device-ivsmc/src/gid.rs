@@ -5,11 +5,14 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
+use crate::ConfigError;
+
 /// The 128-bit GID of a device, in the byte order of RFC 4122.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Gid(Uuid);
 
@@ -51,6 +54,15 @@ impl fmt::Display for Gid {
     }
 }
 
+/// Says of what is no GID the same as the command line does.
+impl<'de> Deserialize<'de> for Gid {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse()
+            .map_err(|_| D::Error::custom(ConfigError::BadGid(text)))
+    }
+}
+
 impl FromStr for Gid {
     type Err = uuid::Error;
 
@@ -78,5 +90,11 @@ mod tests {
         let gid = Gid::random();
         assert_eq!(gid.to_string().parse::<Gid>().ok(), Some(gid));
         "x".parse::<Gid>().unwrap_err();
+    }
+
+    #[test]
+    fn what_is_no_gid_is_named() {
+        let error = serde_json::from_str::<Gid>("\"nothing\"").unwrap_err();
+        assert!(error.to_string().contains("gid=nothing"), "{error}");
     }
 }

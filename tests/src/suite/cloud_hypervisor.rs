@@ -513,17 +513,7 @@ fn hostile_peers(pair: &mut Pair, path: &Path) -> Result<()> {
             .with_context(|| format!("the device hears {} bytes that are no good", packet.len()))
     };
 
-    // In one packet, which is too long for any message; in many; and as messages begin.
-    let noise = intruder::noise(NOISE);
-    say(&noise)?;
-    for packet in noise.chunks(50) {
-        say(packet)?;
-    }
-    let hello = intruder::hello(0xff00);
-    for length in 1..hello.len() {
-        say(&hello[..length])?;
-    }
-    // Of a fabric that is another.
+    // Of a fabric that is another. It is first, as events are not told for each of many.
     say(&intruder::hello(0xff01))?;
     wait_until(
         "there is an event that tells of the other fabric",
@@ -537,6 +527,16 @@ fn hostile_peers(pair: &mut Pair, path: &Path) -> Result<()> {
         },
     )?;
 
+    // In one packet, which is too long for any message; in many; and as messages begin.
+    let noise = intruder::noise(NOISE);
+    say(&noise)?;
+    for packet in noise.chunks(50) {
+        say(packet)?;
+    }
+    let hello = intruder::hello(0xff00);
+    for length in 1..hello.len() {
+        say(&hello[..length])?;
+    }
     for _ in 0..CONNECTS {
         connect()?;
     }
