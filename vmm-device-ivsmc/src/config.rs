@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use std::path::{self, Path, PathBuf};
 use std::str::FromStr;
 
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
@@ -58,7 +59,7 @@ pub struct Config {
     /// The users, by their ids, whose devices it has links with, beside its own user's and root's. (A single one may
     /// be deserialised without a list around it.) If there are any, its socket's file lets all users connect, and the
     /// device looks who they are.
-    #[serde(default, deserialize_with = "one_or_many")]
+    #[serde(default, deserialize_with = "users")]
     pub allow: Vec<u32>,
 }
 
@@ -93,6 +94,22 @@ where
         Given::One(one) => vec![one],
         Given::Many(many) => many,
     })
+}
+
+/// Says of what is no user's id the same as the command line does.
+fn users<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum User {
+        Id(i64),
+        Text(String),
+    }
+    let users: Vec<User> = one_or_many(deserializer)?;
+    let ids = users.into_iter().map(|given| match given {
+        User::Id(id) => user(&id.to_string()),
+        User::Text(text) => user(&text),
+    });
+    ids.collect::<Result<_, _>>().map_err(D::Error::custom)
 }
 
 /// What is wrong with a device's options.
@@ -644,6 +661,12 @@ mod tests {
         for wrong in [r#""peer":1"#, r#""allow":"root""#, r#""allow":[-1]"#] {
             let text = format!(r#"{{"id":"x","path":"/a",{wrong}}}"#);
             serde_json::from_str::<Own>(&text).unwrap_err();
+        }
+        for (allow, words) in [("\"root\"", "allow=root"), ("[1,-1]", "allow=-1")] {
+            let text = format!(r#"{{"path":"/a","allow":{allow}}}"#);
+            let error = serde_json::from_str::<Config>(&text).unwrap_err();
+            let said = error.to_string();
+            assert!(said.contains(words) && said.contains("id -u"), "{said}");
         }
     }
 
