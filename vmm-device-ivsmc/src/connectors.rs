@@ -62,6 +62,8 @@ pub struct Connector {
     pub gid: Option<Gid>,
     /// There is nothing to try while there is a connection, or the folder is watched.
     pub retry: Retry,
+    /// Nor while somebody else's connection is the link to who was there.
+    is_resting: bool,
     /// The folder that it was found in; `None`: the configuration lists it.
     found_in: Option<u64>,
     /// It is not in its folder any more.
@@ -74,6 +76,7 @@ impl Connector {
             path,
             gid: None,
             retry: Retry::from(Some(now)),
+            is_resting: false,
             found_in,
             is_gone: false,
         }
@@ -142,6 +145,23 @@ impl Connectors {
         }
     }
 
+    /// There is another connection to who was there the last time: nothing is tried before that ends.
+    pub fn rest(&mut self, id: u64) {
+        if let Some(connector) = self.all.get_mut(&id) {
+            connector.retry.next = None;
+            connector.is_resting = true;
+        }
+    }
+
+    /// A connection to this GID has ended.
+    pub fn rouse(&mut self, gid: Gid, now: Instant) {
+        let is_its = |each: &&mut Connector| each.is_resting && each.gid == Some(gid);
+        for connector in self.all.values_mut().filter(is_its) {
+            connector.is_resting = false;
+            connector.retry.next = Some(now + FIRST_RETRY);
+        }
+    }
+
     /// Makes those that wait try again soon.
     pub fn hasten(&mut self, now: Instant, which: impl Fn(&Connector) -> bool) {
         let soon = now + FIRST_RETRY;
@@ -158,7 +178,8 @@ impl Connectors {
                 return true;
             }
             connector.is_gone = !found.remove(&connector.path);
-            !connector.is_gone || connector.retry.next.is_none()
+            let has_connection = connector.retry.next.is_none() && !connector.is_resting;
+            !connector.is_gone || has_connection
         });
         for path in found {
             self.add(Connector::new(path, Some(folder), now));
@@ -235,6 +256,28 @@ mod tests {
         connectors.update(0, paths(&[]), later);
         assert_eq!(names(&connectors), [(0, "f"), (1, "g"), (4, "g/a")]);
         connectors.ended(5, later);
+    }
+
+    #[test]
+    fn one_whose_peer_has_connected_itself_rests_until_that_ends() {
+        let now = Instant::now();
+        let (gid, other) = (Gid::from_bytes([1; 16]), Gid::from_bytes([2; 16]));
+        let mut connectors = Connectors::new(&["f".into()], now);
+        connectors.update(0, paths(&["f/a", "f/b"]), now);
+        for id in [1, 2] {
+            connectors.get_mut(id).unwrap().gid = Some(gid);
+            connectors.rest(id);
+        }
+        assert_eq!(connectors.due(now + LAST_RETRY), [0]);
+        connectors.hasten(now, |_| true);
+        connectors.rouse(other, now);
+        assert_eq!(connectors.due(now + LAST_RETRY), [0]);
+        // It has no connection that could end, so it goes with its socket.
+        connectors.update(0, paths(&["f/a"]), now);
+        assert_eq!(names(&connectors), [(0, "f"), (1, "f/a")]);
+        connectors.rouse(gid, now);
+        assert_eq!(connectors.due(now), [0]);
+        assert_eq!(connectors.due(now + FIRST_RETRY), [0, 1]);
     }
 
     #[test]

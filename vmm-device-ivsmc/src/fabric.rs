@@ -522,7 +522,7 @@ impl Fabric {
             return;
         };
         if connector.gid.is_some_and(|gid| self.core.is_joined(gid)) {
-            connector.retry.next = Some(now + LAST_RETRY);
+            self.connectors.rest(id);
             return;
         }
         let is_joining = |each: &&Connection| each.connector.is_some() && each.is_waiting();
@@ -693,6 +693,9 @@ impl Fabric {
         }
         if warns || is_refused {
             self.complain(&why, peer, warns, is_refused);
+        }
+        if let Some(gid) = peer {
+            self.connectors.rouse(gid, now);
         }
         if has_lost {
             let is_its = |connector: &Connector| connector.gid == peer;

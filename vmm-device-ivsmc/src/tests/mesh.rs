@@ -50,6 +50,21 @@ fn kib(name: &str) -> u64 {
     number.parse().unwrap()
 }
 
+/// How many times the fabrics' threads have gone to sleep.
+fn switches() -> u64 {
+    let mut sum = 0;
+    for task in fs::read_dir("/proc/self/task").unwrap() {
+        let at = |file: &str| task.as_ref().unwrap().path().join(file);
+        if fs::read_to_string(at("comm")).unwrap().trim() == "fabric" {
+            let status = fs::read_to_string(at("status")).unwrap();
+            let mut lines = status.lines();
+            let line = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            sum += line.unwrap().trim().parse::<u64>().unwrap();
+        }
+    }
+    sum
+}
+
 /// The memory of windows that is mapped, by inode: how often.
 fn mapped_windows() -> BTreeMap<u64, usize> {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
@@ -149,6 +164,15 @@ fn full_mesh() {
         kib("RssShmem:")
     );
     println!("  address space: {} KiB", kib("VmSize:"));
+    let count_wakes = || {
+        let before = switches();
+        thread::sleep(Duration::from_secs(2));
+        switches() - before
+    };
+    // Handshakes that lost against others may still be coming to their end at first.
+    let wakes = (0..5).map(|_| count_wakes()).find(|&wakes| wakes == 0);
+    let wakes = wakes.unwrap_or_else(count_wakes);
+    println!("  times that a thread ran in 2 s of peace: {wakes}");
     // Each window is mapped twice, by the two ends of one link, which see each other.
     let ends = ends(&vms);
     let windows = mapped_windows();
@@ -167,7 +191,10 @@ fn full_mesh() {
         let seen = unsafe { end.memory.add(1 - end.side as usize).read_volatile() };
         assert_eq!(seen, value(end.peer, end.vm));
     }
-    assert_eq!(sum("links_up"), 2 * links as u64, "no link came up twice");
+    if sum("handshakes_timed_out") == 0 {
+        assert_eq!(sum("links_up"), 2 * links as u64, "a link came up twice");
+    }
+    assert_eq!(wakes, 0, "threads run though nothing happens");
     assert_eq!(now.0 - before.0, count * 5 + 2 * links * OF_LINK);
     assert_eq!(now.1 - before.1, count);
     // All at once, as when all guests of a host reboot.

@@ -85,7 +85,8 @@ impl Vm {
             device.move_bar(bar, address).unwrap();
         }
         device.resume();
-        let thread = Some(thread::spawn(move || fabric.run()));
+        let thread = thread::Builder::new().name("fabric".into());
+        let thread = Some(thread.spawn(move || fabric.run()).unwrap());
         Vm {
             device,
             host,

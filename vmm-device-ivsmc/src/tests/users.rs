@@ -9,6 +9,9 @@ use super::*;
 use crate::EventKind;
 use crate::socket::own_user;
 
+/// How long to wait for what should not come.
+const A_MOMENT: Duration = Duration::from_millis(400);
+
 /// Starts a VM whose device, from its making to its end, is another user's.
 fn start_as(user: u32, config: Config) -> Vm {
     let host = FakeHost::new();
@@ -65,7 +68,7 @@ fn both_ends_have_to_allow_each_other() {
     if !is_root() {
         return;
     }
-    let is_linked = |allow_b: &[u32], allow_a: &[u32], joins: bool| {
+    let is_linked = |allow_b: &[u32], allow_a: &[u32], joins: bool, patience| {
         let folder = open_folder();
         let path = folder.path();
         let (a_joins, b_joins) = if joins {
@@ -75,9 +78,7 @@ fn both_ends_have_to_allow_each_other() {
         };
         let a = start_as(1001, allowing(path, "a", a_joins, allow_b));
         let b = start_as(1002, allowing(path, "b", b_joins, allow_a));
-        let is_linked = soon(Duration::from_millis(400), || {
-            a.links() == 1 && b.links() == 1
-        });
+        let is_linked = soon(patience, || a.links() == 1 && b.links() == 1);
         let refused = [&a, &b].map(|vm| {
             let events = vm.host.events();
             let mut refused = events
@@ -91,12 +92,13 @@ fn both_ends_have_to_allow_each_other() {
         (is_linked, refused)
     };
     for joins in [true, false] {
-        assert_eq!(is_linked(&[1002], &[1001], joins), (true, [None, None]));
-        assert!(!is_linked(&[1002], &[1003, 1000], joins).0);
-        assert!(!is_linked(&[1000], &[1001], joins).0);
+        let both = is_linked(&[1002], &[1001], joins, PATIENCE);
+        assert_eq!(both, (true, [None, None]));
+        assert!(!is_linked(&[1002], &[1003, 1000], joins, A_MOMENT).0);
+        assert!(!is_linked(&[1000], &[1001], joins, A_MOMENT).0);
     }
     // Who refuses says so, and how to admit the other one; it is not needed that the other one hears of it.
-    let (linked, [a, b]) = is_linked(&[1003], &[1001], false);
+    let (linked, [a, b]) = is_linked(&[1003], &[1001], false, A_MOMENT);
     assert_eq!((linked, b), (false, None));
     let reason = a.unwrap();
     assert!(
