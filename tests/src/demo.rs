@@ -423,7 +423,7 @@ fn render(table: &Table) -> String {
     for row in &table.rows {
         let _ = writeln!(
             text,
-            "{:<45} {:>12.1} {:>12.1} {:>12.1} {:>8.2}x {:>10.2}x {:>11} {:>9}",
+            "{:<45} {:>12.1} {:>12.1} {:>12.1} {:>8.3}x {:>10.2}x {:>11} {:>9}",
             row.transport.words(table.virtio_net),
             row.latency_us_p50,
             row.latency_us_p99,

@@ -48,6 +48,7 @@ pub struct Guest {
     megabytes: u32,
     device: Option<String>,
     moves: bool,
+    landlocked: bool,
 }
 
 impl Guest {
@@ -62,6 +63,7 @@ impl Guest {
             megabytes: 512,
             device: None,
             moves: false,
+            landlocked: false,
         }
     }
 
@@ -86,6 +88,12 @@ impl Guest {
     /// Makes it one that can be moved to another VMM on this machine while it runs.
     pub fn movable(mut self) -> Self {
         self.moves = true;
+        self
+    }
+
+    /// Has Cloud Hypervisor confine itself with landlock.
+    pub fn landlocked(mut self) -> Self {
+        self.landlocked = true;
         self
     }
 
@@ -117,6 +125,10 @@ impl Guest {
 
     pub(crate) fn device(&self) -> Option<&str> {
         self.device.as_deref()
+    }
+
+    pub(crate) fn is_landlocked(&self) -> bool {
+        self.landlocked
     }
 
     pub(crate) fn can_move(&self) -> bool {

@@ -120,14 +120,14 @@ impl Pair {
                     }
                 }
             }
-            if is_silent {
-                guest.vmm().ask_where_it_hangs();
-            }
-            text += &guest.tails();
             match guest.vmm().process().activity(Duration::from_secs(1)) {
                 Ok(activity) => text += &activity,
                 Err(failed) => text += &format!("{failed:#}\n"),
             }
+            if is_silent {
+                guest.vmm().ask_where_it_hangs();
+            }
+            text += &guest.tails();
         }
         error.context(text)
     }

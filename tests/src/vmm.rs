@@ -287,6 +287,9 @@ fn rust_vmm(command: &mut Command, lab: &Lab, guest: &Guest, tap: Option<&str>, 
     if let Some(ivsmc) = guest.device() {
         command.args(["--ivsmc", ivsmc]);
     }
+    if guest.is_landlocked() {
+        command.arg("--landlock");
+    }
 }
 
 /// The objects of ivsmc devices in what an event monitor wrote; the last may not be whole yet.

@@ -22,6 +22,12 @@ pub(super) fn add(suite: &mut Suite) {
     suite.add_for_cloud_hypervisor("cloud_hypervisor::hotplug", |fixture| {
         fixture.without_pair(hotplug)
     });
+    suite.add_for_cloud_hypervisor("cloud_hypervisor::pause_and_resume", |fixture| {
+        fixture.with_pair(Mode::NoCopy, pause_and_resume)
+    });
+    suite.add_for_cloud_hypervisor("cloud_hypervisor::landlock", |fixture| {
+        fixture.without_pair(landlock)
+    });
     suite.add_for_cloud_hypervisor("cloud_hypervisor::snapshot_under_load", |fixture| {
         fixture.without_pair(snapshot_under_load)
     });
@@ -199,6 +205,67 @@ fn end_both(pair: &mut Pair, ids: [u64; 2]) -> Result<()> {
         ends_soon(pair, from, id)?;
     }
     Ok(())
+}
+
+// --- pauses and confinement
+
+/// A guest that is paused goes on where it was, and so do its connections.
+fn pause_and_resume(pair: &mut Pair) -> Result<()> {
+    let api = pair.a.vmm().api()?.clone();
+    let links_up = pair.a.vmm().counter("links_up")?;
+    let address = format!("{}:{SMC_PORT}", pair.a.address());
+    let traffic = traffic_command("ping-pong --count 20000", &address, "--smc");
+    let id = pair.b.agent().spawn(&traffic)?;
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(300));
+        api.put("vm.pause")?;
+        let ended = pair.b.agent().wait(id, Duration::from_secs(1))?;
+        api.put("vm.resume")?;
+        ensure!(
+            ended.is_none(),
+            "the traffic has ended before or in the pause: {ended:?}"
+        );
+    }
+    let outcome = pair.b.agent().wait(id, Duration::from_secs(120))?;
+    let outcome = outcome.context("the traffic does not go on after the pauses")?;
+    ensure!(outcome.status == Some(0), "{outcome}");
+    ensure!(
+        pair.a.vmm().counter("links_up")? == links_up,
+        "the link has come up anew"
+    );
+    Ok(())
+}
+
+/// Landlock lets a device do what it has to: make and remove its socket, look into its folder of peers, join.
+fn landlock(lab: &Lab) -> Result<()> {
+    let folder = lab.run_folder()?.join("landlock");
+    std::fs::create_dir(&folder)?;
+    let option = |name: &str| format!("path={0}/{name},peer={0},id={ID}", folder.display());
+    let guest = |name, host| Guest::new(name, host).ivsmc(option(name)).landlocked();
+    let (a, b) = (guest("a", 2), guest("b", 3));
+    let (booting_a, booting_b) = (a.start(lab)?, b.start(lab)?);
+    let mut pair = Pair::of(booting_a.ready()?, booting_b.ready()?)?;
+    let result = (|| {
+        works(&mut pair)?;
+        // A killed one leaves its socket, which the next one replaces; one that ends removes it.
+        pair.b.vmm().kill()?;
+        pair.a.wait_for_link(false, LINK_TIME)?;
+        pair.b = b.boot(lab)?;
+        works(&mut pair)?;
+        pair.b.vmm().api()?.put("vmm.shutdown")?;
+        pair.b.vmm().wait(NOTICE)?;
+        ensure!(
+            !folder.join("b").exists(),
+            "the socket of a VMM that has ended is still there"
+        );
+        pair.a.wait_for_link(false, LINK_TIME)?;
+        pair.a.check_health()
+    })();
+    let result = result.map_err(|error| pair.explain(error));
+    // The folder's name is for this test's next run.
+    drop(pair);
+    std::fs::remove_dir_all(&folder)?;
+    result
 }
 
 // --- snapshot and migration
