@@ -80,7 +80,7 @@ impl IvsmcConfig {
     pub const SYNTAX: &'static str = "ivsmc device, memory and doorbells shared with other VMs \
         \"path=<socket_to_listen_on>,peer=<socket_to_join|folder_of_sockets|[list,of,them]>,\
         size=<window_size>,max_peers=<1..64>,vectors=<1..16>,gid=<uuid>,\
-        fabric_id=<0xff00..0xfffe>,hugepages=on|off,\
+        fabric_id=<0xff00..0xfffe>,hugepages=on|off,allow=<user_id|[list,of,them]>,\
         id=<device_id>,pci_segment=<segment_id>,pci_device_id=<pci_slot>\" \
         \nThe <window_size> is that of the memory shared with each peer, a power of two from 2M. \
         Default size is 64M, default max_peers is 8.";
