@@ -6,8 +6,8 @@
 //! what makes a PCI device of it ([`IvsmcDevice`]), and its options ([`IvsmcConfig`]). See `docs/ivsmc.md`.
 
 use std::any::Any;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::num::Wrapping;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Barrier, Mutex};
@@ -24,6 +24,7 @@ use pci::{
 };
 use seccompiler::{SeccompRule, apply_filter};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use thiserror::Error;
 use vm_allocator::{AddressAllocator, MemorySlotAllocator, SystemAllocator};
 use vm_device::interrupt::{
@@ -36,7 +37,7 @@ use vm_migration::{
     Migratable, MigratableError, Pausable, Snapshot, Snapshottable, Transportable, state_from_id,
 };
 use vmm_device_ivsmc::{
-    BarSpec, Config, Device, DeviceState, Event, Fabric, Host, MsiMessage, Window,
+    BarSpec, Config, ConfigError, Device, DeviceState, Event, Fabric, Host, MsiMessage, Window,
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -74,6 +75,9 @@ pub struct IvsmcConfig {
     pub pci_common: PciDeviceCommonConfig,
     #[serde(flatten)]
     pub device: Config,
+    /// What else was given, which is an error.
+    #[serde(flatten)]
+    unknown: BTreeMap<String, Value>,
 }
 
 impl IvsmcConfig {
@@ -100,7 +104,11 @@ impl IvsmcConfig {
             }
         }
         let pci_common = PciDeviceCommonConfig::parse(ivsmc)?;
-        Ok(IvsmcConfig { pci_common, device })
+        Ok(IvsmcConfig {
+            pci_common,
+            device,
+            unknown: BTreeMap::new(),
+        })
     }
 
     pub fn validate(&self, vm_config: &VmConfig) -> result::Result<(), ValidationError> {
@@ -108,6 +116,10 @@ impl IvsmcConfig {
             return Err(ValidationError::IommuNotSupported);
         }
         self.pci_common.validate(vm_config)?;
+        if let Some(option) = self.unknown.keys().next() {
+            let error = ConfigError::UnknownOption(option.clone());
+            return Err(ValidationError::Ivsmc(error));
+        }
         self.device.validate().map_err(ValidationError::Ivsmc)?;
         let path = &self.device.path;
         let devices = vm_config.ivsmc.iter().flatten();
@@ -618,6 +630,7 @@ mod tests {
 
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<IvsmcConfig>(&json).unwrap(), config);
+        assert!(config.unknown.is_empty());
         let json = r#"{"path": "/run/a"}"#;
         let default = IvsmcConfig::parse("path=/run/a").unwrap();
         assert_eq!(serde_json::from_str::<IvsmcConfig>(json).unwrap(), default);
@@ -635,5 +648,8 @@ mod tests {
             let source = error.source().unwrap().to_string();
             assert!(source.contains(said), "{text}: {source}");
         }
+        let json = r#"{"path": "/run/a", "id": "x", "pci_segment": 0, "colour": "red"}"#;
+        let config: IvsmcConfig = serde_json::from_str(json).unwrap();
+        assert_eq!(config.unknown.keys().collect::<Vec<_>>(), ["colour"]);
     }
 }
