@@ -518,11 +518,12 @@ fn bad_requests_are_named(pair: &mut Pair, bad: Vec<options::Bad>) -> Result<()>
         Path::new(path).parent()
     });
     let folder = folder.context("the guest has no device")?.to_owned();
-    let (path, own) = (folder.join("second"), folder.join("a"));
+    let path = folder.join("second");
+    let (own, other) = (folder.join("a"), folder.join("b"));
     for (body, words) in [
-        (json!({"path": own}), &["path", "in use"][..]),
+        (json!({"path": own}), &["path", "two devices"][..]),
         (json!({"path": path, "id": ID}), &[ID]),
-        (json!({"path": path, "id": "_x"}), &["_x"]),
+        (json!({"path": path, "id": "__x"}), &["__x"]),
         (json!({"path": path, "pci_segment": 99}), &["segment", "99"]),
         (json!({"path": path, "pci_device_id": 77}), &["77"]),
         (json!({"path": 7}), &["path"]),
@@ -534,6 +535,11 @@ fn bad_requests_are_named(pair: &mut Pair, bad: Vec<options::Bad>) -> Result<()>
                 "vm.add-ivsmc {body}: no {word:?} in: {said}"
             );
         }
+    }
+    // More often than the bus has slots.
+    for _ in 0..40 {
+        let said = refusal(&api, &json!({"path": other}))?;
+        ensure!(said.contains("in use"), "a socket of another VMM's: {said}");
     }
     let unknown = api.put_with("vm.remove-device", &json!({"id": "nobody"}));
     ensure!(

@@ -536,12 +536,19 @@ impl DeviceManager {
             slots: Mutex::default(),
             lines: Mutex::default(),
         };
-        let device = self
+        let made = self
             .start_ivsmc(&id, config.device.clone(), host, snapshot)
-            .map_err(DeviceManagerError::Ivsmc)?;
-        let device = Arc::new(Mutex::new(device));
-        let (bars, resources) =
-            self.allocate_pci_bars(device.clone(), pci_segment_id, resources)?;
+            .map_err(DeviceManagerError::Ivsmc)
+            .and_then(|device| {
+                let device = Arc::new(Mutex::new(device));
+                let bars = self.allocate_pci_bars(device.clone(), pci_segment_id, resources)?;
+                Ok((device, bars))
+            });
+        let (device, (bars, resources)) = made.inspect_err(|_| {
+            // There are few slots, and a user may try often.
+            let bus = &self.pci_segments[pci_segment_id as usize].pci_bus;
+            bus.lock().unwrap().free_device_id(bdf.device()).ok();
+        })?;
 
         let mut node = device_node!(id, device);
         node.resources = resources;
