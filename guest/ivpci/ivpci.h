@@ -244,6 +244,7 @@ void ivpci_links_exit(struct ivpci *iv);
 void ivpci_link_kick(struct ivpci_link *link);
 void ivpci_link_fault(struct ivpci_link *link, const char *why);
 void ivpci_link_ring(struct ivpci_link *link);
+bool ivpci_peer_there(struct ivpci_link *link);
 void ivpci_link_released(struct ivpci_link *link);
 const char *ivpci_state_name(enum ivpci_state state);
 

@@ -212,6 +212,12 @@ static void ivpci_begin(struct ivpci_link *link)
 	/* release: who sees the epoch sees the header */
 	virt_store_release(&s->own->epoch, cpu_to_le32(epoch));
 	ivpci_bit(link, iv->attaching, true);
+	/*
+	 * Our epoch before the peer's is read: who finds the other not attached
+	 * does not ring, so of two that begin at once one has to find the other.
+	 * And before peer_epoch is set again, see ivpci_peer_there().
+	 */
+	virt_mb();
 }
 
 /* May this peer have this GID? SMC compares the second halves only. */
@@ -351,12 +357,22 @@ static bool ivpci_let_go(struct ivpci_link *link)
 	return free;
 }
 
-static bool ivpci_peer_there(struct ivpci_link *link)
+/**
+ * ivpci_peer_there() - are the two sides still those that accepted each other?
+ * @link: the link
+ *
+ * A peer that begins again clears peer_epoch, changes epoch, and may then accept
+ * our epoch as before: epoch has to be read last, or all seems to be well.
+ *
+ * Return: true if they are.
+ */
+bool ivpci_peer_there(struct ivpci_link *link)
 {
 	const struct ivpci_ctrl *peer = link->s->peer;
 
-	return le32_to_cpu(READ_ONCE(peer->epoch)) == link->peer.epoch &&
-	       le32_to_cpu(READ_ONCE(peer->peer_epoch)) == link->epoch;
+	/* acquire: epoch is as new; pairs with ivpci_begin() */
+	return le32_to_cpu(virt_load_acquire(&peer->peer_epoch)) == link->epoch &&
+	       le32_to_cpu(READ_ONCE(peer->epoch)) == link->peer.epoch;
 }
 
 /* One step of the state machine. Returns true if there may be another. */

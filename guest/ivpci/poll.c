@@ -177,8 +177,7 @@ static unsigned int ivpci_drain_link(struct ivpci_link *link)
 		ivpci_count(link->iv, IVPCI_EVENTS_RECEIVED, got);
 		n += got;
 	}
-	if (le32_to_cpu(READ_ONCE(s->peer->epoch)) != link->peer.epoch ||
-	    le32_to_cpu(READ_ONCE(s->peer->peer_epoch)) != link->epoch)
+	if (!ivpci_peer_there(link))
 		ivpci_stop_receiving(link);
 	return n;
 }
