@@ -155,8 +155,8 @@ impl Ivpci {
         })
     }
 
-    /// Waits until SMC knows all, for ever if a wake-up is lost, and has all threads end. Nothing of interest can happen
-    /// after that, so that is no longer explored.
+    /// Waits until SMC knows all, for ever if a wake-up is lost, and has all threads end. Nothing of interest can
+    /// happen after that, so that is no longer explored.
     pub fn finish(&self, threads: Vec<loom::thread::JoinHandle<()>>) {
         self.done.wait();
         loom::stop_exploring();
