@@ -59,13 +59,16 @@ pub struct Lab {
     pub platform: Platform,
     /// What runs them.
     pub vmm: VmmKind,
+    /// The flavour of their kernel, as `cargo xtask` calls it.
+    pub kernel: String,
     /// What connects them.
     pub network: Network,
     boots: AtomicU32,
 }
 
 impl Lab {
-    /// The lab that the environment describes: `IVSMC_STAGE`, `IVSMC_OUT`, `IVSMC_PLATFORM`, `IVSMC_VMM`.
+    /// The lab that the environment describes: `IVSMC_STAGE`, `IVSMC_OUT`, `IVSMC_PLATFORM`, `IVSMC_VMM`,
+    /// `IVSMC_KERNEL`.
     pub fn from_environment() -> Result<Self> {
         let platform = match variable("IVSMC_PLATFORM")?.as_str() {
             "kvm" => Platform::Kvm,
@@ -97,6 +100,7 @@ impl Lab {
             out,
             platform,
             vmm,
+            kernel: variable("IVSMC_KERNEL")?,
             network,
             boots: AtomicU32::new(0),
         })
@@ -125,6 +129,11 @@ impl Lab {
             }
             _ => Duration::from_secs(180),
         }
+    }
+
+    /// Whether the guests' kernel has the defects mended that guest/linux-patches/smc is about.
+    pub fn is_mended(&self) -> bool {
+        self.kernel.starts_with("patched")
     }
 
     /// The VMM's program.

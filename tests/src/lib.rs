@@ -10,6 +10,7 @@
 //! | [`process`] | what a process has and does |
 //! | [`intruder`] | a client of a device's socket that does not behave |
 //! | [`guest`] | a guest: its making, what it is asked to do, its state of health |
+//! | [`hostile`] | a guest that attacks the other through their window |
 //! | [`pair`] | two guests that are each other's peers |
 //! | [`demo`] | TCP over virtio-net and SMC-D, measured by sockperf |
 //! | [`suite`] | the tests |
@@ -18,6 +19,7 @@
 pub mod api;
 pub mod demo;
 pub mod guest;
+pub mod hostile;
 pub mod intruder;
 pub mod lab;
 pub mod network;

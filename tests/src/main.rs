@@ -4,7 +4,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use ivsmc_lab::lab::{Lab, Platform, VmmKind};
-use ivsmc_lab::{demo, qemu, suite};
+use ivsmc_lab::{demo, hostile, qemu, suite};
 use std::process::ExitCode;
 
 /// Boots guests that share ivsmc devices.
@@ -23,6 +23,16 @@ enum Command {
     Suite {
         /// Only those whose name contains this
         filter: Option<String>,
+    },
+    /// Have one guest write cursors of its own choice into the other's receive buffers; a kernel that trusts them may
+    /// not survive it
+    Hostile {
+        /// How many cursors
+        #[arg(long, default_value_t = 1_000_000)]
+        mutations: u64,
+        /// Seed of what is written
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
     /// Run ivpci in two QEMU guests with ivshmem-doorbell; needs QEMU, but no KVM
     QemuIvshmem,
@@ -45,6 +55,12 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo => demo::run(&Lab::from_environment()?)?,
         Command::Suite { filter } => {
             return Ok(suite::run(Lab::from_environment()?, filter).exit_code());
+        }
+        Command::Hostile { mutations, seed } => {
+            println!(
+                "{}",
+                hostile::cursors(&Lab::from_environment()?, mutations, seed)?
+            );
         }
         Command::QemuIvshmem => qemu::two_guests(&Lab::new(Platform::Lab, VmmKind::Qemu)?)?,
     }

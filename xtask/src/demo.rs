@@ -8,9 +8,8 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::image;
-use crate::kernel::Flavour;
 use crate::run::{self, RunOptions};
-use crate::setup::{self, KernelSource};
+use crate::setup::{self, KernelFlavour, KernelSource};
 
 /// How long the runner may take.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -26,13 +25,15 @@ pub struct Options {
     #[command(flatten)]
     source: KernelSource,
     #[command(flatten)]
+    flavour: KernelFlavour,
+    #[command(flatten)]
     run: RunOptions,
 }
 
 /// `cargo xtask demo`
 pub fn main(options: &Options) -> Result<()> {
     options.run.check()?;
-    let prepared = setup::prepare(&options.source, Flavour::Normal)?;
+    let prepared = setup::prepare(&options.source, options.flavour.kernel)?;
     let arguments = ["demo".to_owned()];
     let outcome = run::runner(&prepared, &options.run, "demo", &arguments, LIMIT)?;
     let result = outcome.out.join(RESULT);

@@ -19,29 +19,43 @@ pub enum Flavour {
     Normal,
     /// guest.config and debug.config: KASAN, lockdep and the like (a build of its own)
     Debug,
+    /// as normal, with the defects of guest/linux-patches/smc mended (a build of its own)
+    Patched,
+    /// as debug, with the defects of guest/linux-patches/smc mended (a build of its own)
+    PatchedDebug,
 }
 
 impl Flavour {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Normal => "normal",
             Self::Debug => "debug",
+            Self::Patched => "patched",
+            Self::PatchedDebug => "patched-debug",
         }
     }
 
+    /// Whether it looks for mistakes as it runs, and so is slow.
+    pub fn is_debug(self) -> bool {
+        matches!(self, Self::Debug | Self::PatchedDebug)
+    }
+
+    /// Whether it has Linux's defects mended.
+    pub fn is_patched(self) -> bool {
+        matches!(self, Self::Patched | Self::PatchedDebug)
+    }
+
     fn fragments(self) -> &'static [&'static str] {
-        match self {
-            Self::Normal => &["guest.config"],
-            Self::Debug => &["guest.config", "debug.config"],
+        if self.is_debug() {
+            &["guest.config", "debug.config"]
+        } else {
+            &["guest.config"]
         }
     }
 
     /// Lines that make prints, about.
     fn steps(self) -> usize {
-        match self {
-            Self::Normal => 2200,
-            Self::Debug => 2400,
-        }
+        if self.is_debug() { 2400 } else { 2200 }
     }
 }
 
@@ -50,6 +64,7 @@ const RENAMED: [(&str, &str); 1] = [("CONFIG_PROC_SYSCTL", "CONFIG_SYSCTL")];
 
 /// A built kernel.
 pub struct Kernel {
+    pub flavour: Flavour,
     /// Its build folder, to build modules against.
     pub build: PathBuf,
     pub source: PathBuf,
@@ -87,6 +102,7 @@ pub fn build(
         .text("compiler", &compiler)
         .finish();
     let kernel = Kernel {
+        flavour,
         build: cache.path(format!("kernel-{}-{key}", flavour.name())),
         source: source.folder.clone(),
         key,

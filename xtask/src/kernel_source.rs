@@ -39,8 +39,17 @@ pub struct Source {
 pub fn get(cache: &Cache, tree: Option<&Path>, patches: &Path) -> Result<Source> {
     match tree {
         Some(tree) => users(tree),
-        None => debians(cache)?.patched(cache, patches),
+        None => debians(cache)?.patched(cache, patches, Unfit::LeftOut),
     }
+}
+
+/// What to do with a patch that does not fit the source.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Unfit {
+    /// A later kernel may not need it.
+    LeftOut,
+    /// It is what the kernel is built for.
+    Error,
 }
 
 fn users(tree: &Path) -> Result<Source> {
@@ -108,40 +117,77 @@ fn debians(cache: &Cache) -> Result<Source> {
 
 impl Source {
     /// The same with the patches of a folder, in a tree of its own that shares all other files with this one.
-    fn patched(self, cache: &Cache, patches: &Path) -> Result<Source> {
+    pub fn patched(&self, cache: &Cache, patches: &Path, unfit: Unfit) -> Result<Source> {
+        ensure!(
+            !self.changes,
+            "the patches of {} are for Debian's source; leave --kernel-src out, or apply them to {} \
+             yourself and leave --kernel out",
+            patches.display(),
+            self.folder.display()
+        );
         let key = Key::default().folder(patches)?.finish();
         let identity = format!("{}+{key}", self.identity);
         let folder = cache.path("linux").join(folder_name(&identity));
         if !cache::is_finished(&folder) {
-            cache::remove(&folder)?;
+            // Made under another name: the mark that a tree is finished is among what is copied.
+            let copy = cache.path("linux/patched.new");
+            cache::remove(&copy)?;
             process::output(
                 Command::new("cp")
                     .args(["--archive", "--link"])
-                    .args([&self.folder, &folder]),
+                    .args([&self.folder, &copy]),
             )?;
-            for patch in sorted_files(patches)? {
-                apply(&patch, &folder)?;
+            check_sums(patches, &copy)?;
+            for patch in sorted_patches(patches)? {
+                apply(&patch, &copy, unfit)?;
             }
-            cache::set_finished(&folder)?;
+            cache::set_finished(&copy)?;
+            cache::remove(&folder)?;
+            fs::rename(copy, &folder)?;
         }
         Ok(Source {
             folder,
+            version: self.version.clone(),
             identity,
-            ..self
+            changes: false,
         })
     }
 }
 
-fn sorted_files(folder: &Path) -> Result<Vec<PathBuf>> {
+/// The patches of a folder, in the order of their names.
+fn sorted_patches(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = fs::read_dir(folder)?
         .map(|entry| Ok(entry?.path()))
         .collect::<Result<Vec<_>>>()?;
+    files.retain(|file| {
+        file.extension()
+            .is_some_and(|extension| extension == "patch")
+    });
     files.sort();
     Ok(files)
 }
 
-/// Applies a patch to a source tree. One that does not fit is left out: a later kernel may not need it.
-fn apply(patch: &Path, tree: &Path) -> Result<()> {
+/// Checks that a tree has the files that the patches were made for, if their folder says which these are: an
+/// insertion without context would go anywhere.
+fn check_sums(patches: &Path, tree: &Path) -> Result<()> {
+    let sums = patches.join("linux.sha256");
+    if !sums.exists() {
+        return Ok(());
+    }
+    let mut command = Command::new("sha256sum");
+    command.args(["--check", "--strict", "--quiet"]).arg(&sums);
+    command.current_dir(tree).env("LC_ALL", "C");
+    process::output(&mut command).map(drop).with_context(|| {
+        format!(
+            "the patches of {} were made for another version than {}; leave --kernel patched out",
+            patches.display(),
+            tree.display()
+        )
+    })
+}
+
+/// Applies a patch to a source tree.
+fn apply(patch: &Path, tree: &Path, unfit: Unfit) -> Result<()> {
     let run = |only_try: bool| {
         let mut command = Command::new("patch");
         command.args(["--strip=1", "--force", "--no-backup-if-mismatch"]);
@@ -155,6 +201,9 @@ fn apply(patch: &Path, tree: &Path) -> Result<()> {
     };
     match run(true) {
         Ok(_) => run(false).map(drop),
+        Err(error) if unfit == Unfit::Error => {
+            Err(error.context(format!("{} does not fit this kernel", patch.display())))
+        }
         Err(error) => {
             println!(
                 "kernel source: without {}, which does not fit this version: {error:#}",

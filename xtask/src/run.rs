@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::image;
+use crate::kernel::Kernel;
 use crate::lab_vm;
 use crate::platform::{self, Platform};
 use crate::process;
@@ -134,6 +135,7 @@ pub fn runner_here(
             &outcome.out,
             Platform::Kvm,
             options.vmm,
+            &prepared.guest_kernel,
         ))
         .current_dir(&folder);
     let status = process::run_and_show(command, &outcome.log, Some(limit))?;
@@ -157,7 +159,8 @@ fn runner_in_lab(
     );
     let (folder, outcome) = run_folder(prepared, options, name)?;
     let (stage, out) = (Path::new("/stage"), Path::new("/host/out"));
-    let environment: String = environment(stage, out, Platform::Lab, options.vmm)
+    let kernel = &prepared.guest_kernel;
+    let environment: String = environment(stage, out, Platform::Lab, options.vmm, kernel)
         .map(|(name, value)| format!("{name}={value}\n"))
         .collect();
     fs::write(folder.join("env"), environment)?;
@@ -200,7 +203,8 @@ fn environment(
     out: &Path,
     platform: Platform,
     vmm: Vmm,
-) -> impl Iterator<Item = (&'static str, String)> {
+    kernel: &Kernel,
+) -> impl Iterator<Item = (&'static str, String)> + use<> {
     let log = std::env::var("RUST_LOG")
         .ok()
         .filter(|value| !value.contains('\n'));
@@ -209,6 +213,7 @@ fn environment(
         ("IVSMC_OUT", out.display().to_string()),
         ("IVSMC_PLATFORM", platform.name().to_owned()),
         ("IVSMC_VMM", vmm.name().to_owned()),
+        ("IVSMC_KERNEL", kernel.flavour.name().to_owned()),
     ]
     .into_iter()
     .chain(log.map(|value| ("RUST_LOG", value)))

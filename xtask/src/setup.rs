@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::cache::Cache;
 use crate::kernel::{Flavour, Kernel};
+use crate::kernel_source::Unfit;
 use crate::programs::Programs;
 use crate::{image, kernel, kernel_source, module, prerequisites, programs};
 
@@ -58,6 +59,12 @@ pub fn prepare(source: &KernelSource, flavour: Flavour) -> Result<Prepared> {
     let patches = repository.join("guest/linux-patches/lab");
     let source = kernel_source::get(&cache, source.tree.as_deref(), &patches)?;
     let lab_kernel = kernel::build(&cache, &repository, &source, Flavour::Normal)?;
+    let source = if flavour.is_patched() {
+        let patches = repository.join("guest/linux-patches/smc");
+        source.patched(&cache, &patches, Unfit::Error)?
+    } else {
+        source
+    };
     let guest_kernel = kernel::build(&cache, &repository, &source, flavour)?;
     let modules = module::build(&cache, &repository, &guest_kernel)?;
     let programs = programs::build(&cache, &repository)?;

@@ -11,12 +11,11 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::kernel::Flavour;
 use crate::run::{self, Outcome, RunOptions};
 use crate::setup::{self, KernelFlavour, KernelSource, Prepared};
 use crate::{module, process, programs};
 
-/// How long the suite of two guests may take: on the normal kernel, and on the debug kernel.
+/// How long the suite of two guests may take: on a normal kernel, and on a debug kernel.
 const LIMITS: [Duration; 2] = [Duration::from_secs(30 * 60), Duration::from_secs(90 * 60)];
 
 /// sparse, told what Linux's sources use and Debian's sparse does not know; without that the kernel's build leaves
@@ -223,7 +222,7 @@ fn two_guests(prepared: &Prepared, options: &Options) -> Result<Tally> {
     heading("tests with two guests");
     let mut arguments = vec!["suite".to_owned()];
     arguments.extend(options.filter.clone());
-    let limit = LIMITS[usize::from(options.flavour.kernel == Flavour::Debug)];
+    let limit = LIMITS[usize::from(options.flavour.kernel.is_debug())];
     let outcome = run::runner(prepared, &options.run, "test", &arguments, limit)?;
     let output = fs::read(&outcome.log)?;
     let mut tally = Tally::of_output(&String::from_utf8_lossy(&output), outcome.status == 0);

@@ -127,7 +127,7 @@ fn until(what: &str, condition: impl Fn() -> bool) -> Result<(), Failure> {
 }
 
 /// The device's folder in sysfs.
-fn find() -> Result<PathBuf, Failure> {
+pub(crate) fn find() -> Result<PathBuf, Failure> {
     for entry in fs::read_dir("/sys/bus/pci/devices")? {
         let folder = entry?.path();
         let has = |file: &str, value: &str| {
@@ -140,7 +140,7 @@ fn find() -> Result<PathBuf, Failure> {
     Err("there is no PCI device 1af4:1110".into())
 }
 
-fn name(device: &Path) -> Result<String, Failure> {
+pub(crate) fn name(device: &Path) -> Result<String, Failure> {
     let name = device.file_name().ok_or("a device without a name")?;
     Ok(name.to_string_lossy().into_owned())
 }

@@ -6,9 +6,11 @@
 //! - [`socket`]: TCP and SMC sockets.
 //! - [`service`] and [`traffic`]: the two ends of connections that check every byte, and that they
 //!   are SMC-D as SMC's own diagnosis says on both sides.
+//! - [`cursors`]: a hostile guest.
 //! - [`ivshmem`]: a stock user of an ivshmem device, from userspace.
 
 pub mod agent;
+pub mod cursors;
 pub mod ivshmem;
 pub mod pattern;
 pub mod service;

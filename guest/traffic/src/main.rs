@@ -4,9 +4,10 @@
 use clap::{Args, Parser, Subcommand};
 use ivsmc_traffic::service::{self, Failure};
 use ivsmc_traffic::socket::{self, Transport};
-use ivsmc_traffic::traffic::{self, Expect, Report, Target};
-use ivsmc_traffic::{agent, ivshmem};
+use ivsmc_traffic::traffic::{self, Expect, Target};
+use ivsmc_traffic::{agent, cursors, ivshmem};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -79,6 +80,51 @@ enum Command {
         #[arg(long, default_value_t = 4)]
         parallel: u64,
     },
+    /// Many connections at once with none before; count what becomes of them
+    Cold {
+        #[command(flatten)]
+        client: Client,
+        /// How many
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+        connections: u64,
+        /// Bytes each way, on each
+        #[arg(long, default_value_t = 10_000)]
+        bytes: u64,
+    },
+    /// Open connections until a file appears; count what becomes of them
+    Restless {
+        #[command(flatten)]
+        client: Client,
+        /// How many at the same time
+        #[arg(long, default_value_t = 4)]
+        parallel: u64,
+        /// Bytes each way, on each
+        #[arg(long, default_value_t = 1 << 20)]
+        bytes: u64,
+        /// The file
+        #[arg(long)]
+        until: PathBuf,
+    },
+    /// Receive until something ends the connections; count how they end
+    Receive {
+        #[command(flatten)]
+        client: Client,
+        /// How many
+        #[arg(long, default_value_t = 50)]
+        connections: u64,
+        /// A file to create when data has arrived on all of them
+        #[arg(long)]
+        flowing: PathBuf,
+    },
+    /// Be a hostile guest: write cursors into the CDC headers of the buffers in which the peer receives
+    Cursors {
+        /// How many
+        #[arg(long)]
+        mutations: u64,
+        /// Seed of what is written where and when
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
     /// Splice out of the socket into a file, and send the file with sendfile
     Splice {
         #[command(flatten)]
@@ -129,12 +175,15 @@ struct Client {
     /// Seconds that all of it may take
     #[arg(long, default_value_t = 120)]
     timeout: u64,
+    /// Seconds without a byte after which a connection counts as hung
+    #[arg(long, default_value_t = service::SILENCE.as_secs())]
+    patience: u64,
 }
 
 impl Client {
-    fn run(
+    fn run<R: serde::Serialize>(
         &self,
-        traffic: impl FnOnce(Target, u64) -> Result<Report, Failure>,
+        traffic: impl FnOnce(Target, u64) -> Result<R, Failure>,
     ) -> Result<(), Failure> {
         traffic::watchdog(Duration::from_secs(self.timeout))?;
         let default = if self.smc { Expect::Smcd } else { Expect::Any };
@@ -142,6 +191,7 @@ impl Client {
             address: self.connect,
             transport: transport(self.smc),
             expect: self.expect.unwrap_or(default),
+            patience: Duration::from_secs(self.patience),
         };
         println!("{}", serde_json::to_string(&traffic(target, self.seed)?)?);
         Ok(())
@@ -190,6 +240,29 @@ fn run(command: Command) -> Result<(), Failure> {
             count,
             parallel,
         } => client.run(|target, seed| target.churn(seed, count, parallel)),
+        Command::Cold {
+            client,
+            connections,
+            bytes,
+        } => client.run(|target, seed| target.cold(seed, connections, bytes)),
+        Command::Restless {
+            client,
+            parallel,
+            bytes,
+            until,
+        } => client.run(|target, seed| target.restless(seed, parallel, bytes, &until)),
+        Command::Receive {
+            client,
+            connections,
+            flowing,
+        } => client.run(|target, seed| target.receive(seed, connections, &flowing)),
+        Command::Cursors { mutations, seed } => {
+            println!(
+                "{}",
+                serde_json::to_string(&cursors::mutate(mutations, seed)?)?
+            );
+            Ok(())
+        }
         Command::Splice { client, bytes } => client.run(|target, seed| target.splice(seed, bytes)),
         Command::Ivshmem { action } => match action {
             Ivshmem::Receive { count } => ivshmem::receive(count),

@@ -178,7 +178,20 @@ pub fn exchange(
 /// Serves connections for ever, each in its own thread.
 pub fn serve(listener: &TcpListener) -> io::Result<()> {
     loop {
-        let (stream, peer) = listener.accept()?;
+        let (stream, peer) = match listener.accept() {
+            Ok(accepted) => accepted,
+            // That of an SMC connection that has broken while it waited to be accepted.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted
+                ) =>
+            {
+                eprintln!("ivsmc-traffic: accept: {error}");
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         std::thread::Builder::new().spawn(move || {
             if let Err(error) = serve_one(&stream) {
                 eprintln!("ivsmc-traffic: connection from {peer}: {error}");

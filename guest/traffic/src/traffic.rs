@@ -2,7 +2,7 @@
 //! The asking end: traffic that checks every byte and what SMC's diagnosis says on both sides.
 
 use crate::pattern::Pattern;
-use crate::service::{self, Failure, Order, SILENCE, Verdict};
+use crate::service::{self, Failure, Order, Verdict};
 use crate::socket::{self, Transport};
 use ivsmc_guest::connections::Mode;
 use serde::{Deserialize, Serialize};
@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::net::{SocketAddrV4, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -34,6 +35,8 @@ pub struct Target {
     pub transport: Transport,
     /// What the connections have to be.
     pub expect: Expect,
+    /// After so long without a byte a connection counts as hung.
+    pub patience: Duration,
 }
 
 /// What came of it.
@@ -47,6 +50,12 @@ pub struct Report {
     pub fallbacks: u64,
     /// Why the last one fell back, in words.
     pub reason: String,
+    /// Connections that failed, where that is counted and does not end it all.
+    #[serde(default)]
+    pub failed: u64,
+    /// What was wrong with the first of them.
+    #[serde(default)]
+    pub failure: String,
     /// Bytes sent and received.
     pub bytes: u64,
     /// How long it took, in seconds.
@@ -56,24 +65,61 @@ pub struct Report {
 }
 
 impl Report {
-    fn add(&mut self, other: &Report) {
+    /// Adds up what can be.
+    pub fn add(&mut self, other: &Report) {
         self.connections += other.connections;
         self.smcd += other.smcd;
         self.fallbacks += other.fallbacks;
         self.bytes += other.bytes;
+        self.failed += other.failed;
+        if self.failure.is_empty() {
+            self.failure.clone_from(&other.failure);
+        }
         if !other.reason.is_empty() {
             self.reason.clone_from(&other.reason);
         }
     }
 }
 
+/// How connections ended that were to be received on until something ends them.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Ends {
+    /// With an error of `recv()`.
+    pub errors: u64,
+    /// What the first of them was.
+    pub error: String,
+    /// With an end of file.
+    pub ends_of_file: u64,
+    /// Those of them after which SO_ERROR had an error.
+    pub told_by_so_error: u64,
+    /// Not at all.
+    pub hung: u64,
+}
+
+impl Ends {
+    fn add(&mut self, other: &Ends) {
+        self.errors += other.errors;
+        self.ends_of_file += other.ends_of_file;
+        self.told_by_so_error += other.told_by_so_error;
+        self.hung += other.hung;
+        if self.error.is_empty() {
+            self.error.clone_from(&other.error);
+        }
+    }
+}
+
 impl Target {
     fn open(&self, order: Order) -> Result<TcpStream, Failure> {
-        let mut stream = socket::connect(self.address, self.transport)
-            .map_err(|error| format!("connect to {}: {error}", self.address))?;
-        stream.set_read_timeout(Some(SILENCE))?;
-        stream.set_write_timeout(Some(SILENCE))?;
+        let mut stream = self.connect()?;
         stream.write_all(&order.to_bytes())?;
+        Ok(stream)
+    }
+
+    fn connect(&self) -> Result<TcpStream, Failure> {
+        let stream = socket::connect(self.address, self.transport)
+            .map_err(|error| format!("connect to {}: {error}", self.address))?;
+        stream.set_read_timeout(Some(self.patience))?;
+        stream.set_write_timeout(Some(self.patience))?;
         Ok(stream)
     }
 
@@ -245,6 +291,142 @@ impl Target {
         Ok(total)
     }
 
+    /// So many connections at once with none there before; what fails is counted.
+    ///
+    /// What can go wrong then does if the client handles the server's answers in another order than they were sent.
+    /// So the first one begins alone, and its thread gives way to all others when it has asked and the answer is
+    /// due. When that is the seed varies.
+    pub fn cold(&self, seed: u64, connections: u64, bytes: u64) -> Result<Report, Failure> {
+        let start = Instant::now();
+        let mut total = Report::default();
+        let others = &Barrier::new(usize::try_from(connections)?);
+        let (tell, hear) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let mut threads = Vec::new();
+            for index in 1..connections {
+                let work = move || {
+                    others.wait();
+                    counted(self.bulk(seed.wrapping_add(index), bytes, bytes))
+                };
+                threads.push(std::thread::Builder::new().spawn_scoped(scope, work)?);
+            }
+            let first = move || {
+                // SAFETY: takes no pointers.
+                let _ = tell.send(unsafe { libc::gettid() });
+                counted(self.bulk(seed, bytes, bytes))
+            };
+            threads.push(std::thread::Builder::new().spawn_scoped(scope, first)?);
+            let first = hear.recv();
+            // SMC's handshake begins as soon as there is a TCP connection, with a message of the client's.
+            let waited = self.wait_for_tcp_connection();
+            std::thread::sleep(Duration::from_millis(1 + seed % 4));
+            if let Ok(thread) = first {
+                give_way(thread);
+            }
+            others.wait();
+            spin(HELD);
+            waited?;
+            for thread in threads {
+                total.add(&thread.join().map_err(|_| "a thread panicked")?);
+            }
+            Ok::<_, Failure>(())
+        })?;
+        total.seconds = start.elapsed().as_secs_f64();
+        Ok(total)
+    }
+
+    /// Waits until there is a TCP connection to the server, whoever has it.
+    fn wait_for_tcp_connection(&self) -> io::Result<()> {
+        let (port, start) = (format!(":{:04X}", self.address.port()), Instant::now());
+        while start.elapsed() < HELD {
+            // Number, local address, remote address, state; 1 is established.
+            let found = std::fs::read_to_string("/proc/net/tcp")?
+                .lines()
+                .any(|line| {
+                    let mut words = line.split_whitespace().skip(2);
+                    words.next().is_some_and(|remote| remote.ends_with(&port))
+                        && words.next() == Some("01")
+                });
+            if found {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Opens connections, `parallel` at a time, until `file` appears; what fails is counted.
+    pub fn restless(
+        &self,
+        seed: u64,
+        parallel: u64,
+        bytes: u64,
+        file: &Path,
+    ) -> Result<Report, Failure> {
+        let start = Instant::now();
+        let next = AtomicU64::new(0);
+        let mut total = Report::default();
+        std::thread::scope(|scope| {
+            let mut threads = Vec::new();
+            for _ in 0..parallel {
+                threads.push(std::thread::Builder::new().spawn_scoped(scope, || {
+                    let mut total = Report::default();
+                    while !file.exists() {
+                        let seed = seed.wrapping_add(next.fetch_add(1, Ordering::Relaxed));
+                        total.add(&counted(self.bulk(seed, bytes, bytes)));
+                    }
+                    total
+                })?);
+            }
+            for thread in threads {
+                total.add(&thread.join().map_err(|_| "a thread panicked")?);
+            }
+            Ok::<_, Failure>(())
+        })?;
+        total.seconds = start.elapsed().as_secs_f64();
+        Ok(total)
+    }
+
+    /// Receives on so many connections until something ends them. `flowing` is created as soon as data has
+    /// arrived on all of them.
+    pub fn receive(&self, seed: u64, connections: u64, flowing: &Path) -> Result<Ends, Failure> {
+        let started = AtomicU64::new(0);
+        let mut result = None;
+        let warm = self.while_warm(|| {
+            // All of them first: while data flows a handshake can take too long.
+            let streams = (0..connections)
+                .map(|_| self.connect())
+                .collect::<Result<Vec<_>, _>>()?;
+            let all = std::thread::scope(|scope| {
+                let mut threads = Vec::new();
+                for (index, stream) in (0..).zip(streams) {
+                    let started = &started;
+                    threads.push(std::thread::Builder::new().spawn_scoped(scope, move || {
+                        let first = || {
+                            if started.fetch_add(1, Ordering::SeqCst) + 1 == connections {
+                                File::create(flowing)?;
+                            }
+                            Ok(())
+                        };
+                        receive_one(stream, seed.wrapping_add(index), first)
+                    })?);
+                }
+                let mut total = Ends::default();
+                for thread in threads {
+                    total.add(&thread.join().map_err(|_| "a thread panicked")??);
+                }
+                Ok(total)
+            });
+            result = Some(all);
+            Ok(())
+        });
+        match result {
+            // The connection that was open before them has ended as they have.
+            Some(result) => result,
+            None => warm.and(Err("nothing was received".into())),
+        }
+    }
+
     /// Splices data out of the socket into a file, and sends the file back with sendfile.
     pub fn splice(&self, seed: u64, bytes: u64) -> Result<Report, Failure> {
         let start = Instant::now();
@@ -274,6 +456,69 @@ impl Target {
     }
 }
 
+/// Receives until something ends the connection. `first` is called when data has arrived.
+fn receive_one(
+    mut stream: TcpStream,
+    seed: u64,
+    mut first: impl FnMut() -> io::Result<()>,
+) -> Result<Ends, Failure> {
+    let order = Order::Exchange {
+        seed,
+        up: 0,
+        down: u64::MAX,
+    };
+    stream.write_all(&order.to_bytes())?;
+    let mut pattern = Pattern::new(!seed);
+    let (mut buffer, mut ends) = (vec![0; 64 << 10], Ends::default());
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => {
+                ends.ends_of_file = 1;
+                ends.told_by_so_error = stream.take_error()?.is_some().into();
+                return Ok(ends);
+            }
+            Ok(count) => {
+                if pattern.position() == 0 {
+                    first()?;
+                }
+                pattern.check(&buffer[..count])?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                ends.hung = 1;
+                return Ok(ends);
+            }
+            Err(error) => {
+                (ends.errors, ends.error) = (1, error.to_string());
+                return Ok(ends);
+            }
+        }
+    }
+}
+
+/// Has a thread run only when no other of its processor's wants to.
+fn give_way(thread: libc::pid_t) {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameters are alive during the call.
+    unsafe { libc::sched_setscheduler(thread, libc::SCHED_IDLE, &raw const parameters) };
+}
+
+fn spin(time: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+/// The report of a connection that may fail.
+fn counted(result: Result<Report, Failure>) -> Report {
+    result.unwrap_or_else(|error| Report {
+        failed: 1,
+        failure: error.to_string(),
+        ..Report::default()
+    })
+}
+
 fn join(
     threads: Vec<std::thread::ScopedJoinHandle<'_, Result<Report, Failure>>>,
 ) -> Result<Report, Failure> {
@@ -294,6 +539,8 @@ fn join(
     }
 }
 
+/// How long the first of many connections is held up.
+const HELD: Duration = Duration::from_millis(800);
 /// Largest piece that is spliced at once, in bytes.
 const SPLICE_PIECE: u64 = 64 << 10;
 

@@ -5,6 +5,7 @@ mod cloud_hypervisor;
 mod compatibility;
 mod life;
 mod options;
+mod smc_defects;
 mod traffic;
 
 use crate::guest::Mode;
@@ -70,9 +71,26 @@ impl Suite {
         if self.fixture.lab.vmm == VmmKind::CloudHypervisor {
             self.add(name, test);
         } else {
-            let skipped = Trial::test(name, || Ok(())).with_ignored_flag(true);
-            self.trials.push(skipped);
+            self.skip(name);
         }
+    }
+
+    /// Adds a test that needs a kernel with the patches of guest/linux-patches/smc, and is skipped without them.
+    fn add_for_mended_kernel(
+        &mut self,
+        name: &str,
+        test: impl FnOnce(&Fixture) -> Result<()> + Send + 'static,
+    ) {
+        if self.fixture.lab.is_mended() {
+            self.add(name, test);
+        } else {
+            self.skip(name);
+        }
+    }
+
+    fn skip(&mut self, name: &str) {
+        let skipped = Trial::test(name, || Ok(())).with_ignored_flag(true);
+        self.trials.push(skipped);
     }
 
     fn add(
@@ -99,7 +117,10 @@ impl Suite {
 
 /// Runs the tests whose names contain `filter`.
 pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
-    println!("platform {}, VMM {}", lab.platform, lab.vmm);
+    println!(
+        "platform {}, VMM {}, kernel {}",
+        lab.platform, lab.vmm, lab.kernel
+    );
     let fixture = Arc::new(Fixture {
         lab,
         pair: Mutex::new(None),
@@ -117,6 +138,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     life::add(&mut suite);
     compatibility::add(&mut suite);
     options::add(&mut suite);
+    smc_defects::add(&mut suite);
     cloud_hypervisor::add(&mut suite);
     let arguments = Arguments {
         test_threads: Some(1),
