@@ -22,11 +22,14 @@ const END: Duration = Duration::from_secs(60);
 /// The file that says that data flows.
 const FLOWING: &str = "/tmp/flowing";
 
+/// What the tests' names begin with.
+pub(super) const NAME: &str = "smc_defects";
+
 pub(super) fn add(suite: &mut Suite) {
-    suite.add("smc_defects::cold_start", |fixture| {
+    suite.add_for_known_defect("smc_defects::cold_start", |fixture| {
         fixture.without_pair(cold_start)
     });
-    suite.add("smc_defects::peer_dies_while_data_flows", |fixture| {
+    suite.add_for_known_defect("smc_defects::peer_dies_while_data_flows", |fixture| {
         fixture.without_pair(peer_dies_while_data_flows)
     });
     // What a kernel that trusts its peer does is not worth a report in every run; `ivsmc-lab hostile` shows it.
