@@ -253,6 +253,12 @@ impl Running {
             .with_context(|| format!("guest {}", self.guest.name))
     }
 
+    /// Talks to the guest's agent anew: the conversation so far may wait for a program that does not end.
+    pub fn reconnect(&mut self) -> Result<()> {
+        self.agent = connect(&self.guest, &mut self.vmm, Duration::from_secs(5))?;
+        Ok(())
+    }
+
     /// What `ivsmc-guest status` says.
     pub fn status(&mut self) -> Result<Status> {
         let text = self.shell("ivsmc-guest status --json")?;

@@ -107,17 +107,20 @@ impl Pair {
                 continue;
             }
             let mut is_silent = false;
+            if guest.shell("true").is_err() {
+                text += "it did not answer; its programs, if a new connection can be made:\n";
+                is_silent = guest.reconnect().is_err();
+            }
             for line in [
+                "for p in /proc/[0-9]*; do echo $(cat $p/comm) $(sed -n 's/^State://p' $p/status) \
+                 $(cat $p/wchan) $(cat $p/syscall); done | grep -v '^k' | tail -40",
                 "cat /sys/kernel/debug/ivpci/*/*",
                 "ivsmc-guest status",
                 "dmesg | tail -20",
             ] {
                 match guest.shell(line) {
                     Ok(output) => text += &output,
-                    Err(failed) => {
-                        text += &format!("{failed:#}\n");
-                        is_silent = true;
-                    }
+                    Err(failed) => text += &format!("{failed:#}\n"),
                 }
             }
             match guest.vmm().process().activity(Duration::from_secs(1)) {

@@ -249,7 +249,7 @@ impl Drop for Vmm {
 fn command_line(lab: &Lab, guest: &Guest) -> String {
     // An uninterrupted boot writes little; what the kernel's checks report is to be seen.
     // One that hangs says where when it is asked to with an NMI.
-    let mut line = String::from("console=ttyS0 panic=-1 loglevel=5 unknown_nmi_panic");
+    let mut line = String::from("console=ttyS0 panic=10 loglevel=5 unknown_nmi_panic");
     if lab.platform == Platform::Lab && lab.vmm != VmmKind::Qemu {
         // Guests in the lab lose the interrupts of the deadline timer.
         line += " lapic=notscdeadline";
