@@ -317,8 +317,8 @@ fn plan(series: &Series, crate_files: Files, tree: &Tree) -> Result<(Vec<Change>
     let lines: usize = series.patches.iter().map(Insertions::count).sum();
     let _ = writeln!(
         report,
-        "done: {lines} lines inserted into {} files, {} files added; to build it:\n  \
-         cd {top} && cargo build --release --features ivsmc",
+        "done: {lines} lines inserted into {} files, {} files added; now build {top} as its documents say, with \
+         --features ivsmc",
         series.patches.len(),
         series.files.len() + number
     );

@@ -171,7 +171,7 @@ fn what_was_recorded_is_applied() {
             "vmm/src/ivsmc.rs: added",
             "vmm-device-ivsmc: 3 files",
             "4 lines inserted into 2 files, 5 files added",
-            "cargo build --release --features ivsmc",
+            "--features ivsmc",
         ],
     );
     let mut patched = setup.content();
