@@ -4,7 +4,7 @@
 //! That it was SMC-D is proved by SMC's own diagnosis on both sides while sockperf's connection is
 //! there; if anything fell back, the demo says so and fails.
 
-use crate::guest::{Mode, Running};
+use crate::guest::Mode;
 use crate::lab::{Lab, Platform, VmmKind};
 use crate::pair::Pair;
 use crate::sockperf::{self, Latency};
@@ -42,8 +42,8 @@ fn backend(vmm: VmmKind) -> &'static str {
     }
 }
 
-/// How long a server may take to listen.
-const START: Duration = Duration::from_secs(20);
+/// How long sockperf may take to connect, and a server to end.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How data moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -223,14 +223,11 @@ fn poll_for(pair: &mut Pair, microseconds: u32) -> Result<()> {
 
 /// One measurement of latency and one of throughput.
 fn sample(pair: &mut Pair, transport: Transport, port: u16, samples: &mut Samples) -> Result<()> {
-    let server = start_server(
-        &mut pair.a,
-        &program(
-            transport.is_smc(),
-            &format!("sockperf server --tcp -p {port}"),
-        ),
-        port,
-    )?;
+    let server = program(
+        transport.is_smc(),
+        &format!("sockperf server --tcp -p {port}"),
+    );
+    let server = pair.a.start_server(&server, port)?;
     let output = client(
         pair,
         transport,
@@ -252,7 +249,7 @@ fn sample(pair: &mut Pair, transport: Transport, port: u16, samples: &mut Sample
     pair.a.agent().kill(server, libc::SIGKILL)?;
     pair.a
         .agent()
-        .wait(server, START)?
+        .wait(server, PATIENCE)?
         .context("sockperf's server does not end")?;
     Ok(())
 }
@@ -321,7 +318,7 @@ fn proof(pair: &mut Pair, port: u16) -> Result<Proof> {
             };
         }
         ensure!(
-            start.elapsed() < START,
+            start.elapsed() < PATIENCE,
             "sockperf's connection does not appear"
         );
     }
@@ -336,21 +333,6 @@ fn program(smc: bool, line: &str) -> Command {
     Command::new(prefix.iter().copied().chain(line.split_whitespace()))
 }
 
-/// Starts a server and waits until it listens.
-fn start_server(guest: &mut Running, command: &Command, port: u16) -> Result<u64> {
-    let id = guest.agent().spawn(command)?;
-    let start = Instant::now();
-    // State 0A is LISTEN; the TCP socket under an SMC socket is listed too.
-    let listening = format!("grep -q ':{port:04X} 00000000:0000 0A' /proc/net/tcp");
-    while guest.shell(&listening).is_err() {
-        if start.elapsed() > START {
-            let outcome = guest.agent().wait(id, Duration::ZERO)?;
-            bail!("`{command}` does not listen on port {port}: {outcome:?}");
-        }
-    }
-    Ok(id)
-}
-
 /// redis over TCP and over SMC-D: requests per second.
 fn redis(pair: &mut Pair, backend: &str) -> Result<String> {
     let mut text = String::from("redis-benchmark, requests per second:\n");
@@ -361,7 +343,7 @@ fn redis(pair: &mut Pair, backend: &str) -> Result<String> {
         let server = format!(
             "redis-server --port {port} --bind 0.0.0.0 --protected-mode no --save --appendonly no"
         );
-        let id = start_server(&mut pair.a, &program(smc, &server), port)?;
+        let id = pair.a.start_server(&program(smc, &server), port)?;
         let address = pair.a.address();
         let client =
             format!("redis-benchmark -h {address} -p {port} -t set,get -n 3000 -c 4 -d 64 --csv");
@@ -388,7 +370,7 @@ fn redis(pair: &mut Pair, backend: &str) -> Result<String> {
         pair.a.agent().kill(id, libc::SIGKILL)?;
         pair.a
             .agent()
-            .wait(id, START)?
+            .wait(id, PATIENCE)?
             .context("redis-server does not end")?;
     }
     Ok(text)

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 pub const SMC_PORT: u16 = 5000;
 /// The same over plain TCP.
 pub const TCP_PORT: u16 = 5001;
+/// How long a server may take to listen.
+const LISTEN_TIME: Duration = Duration::from_secs(20);
 
 /// How ivpci is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -322,6 +324,23 @@ impl Running {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Starts a server and waits until it listens.
+    ///
+    /// A client may not take it well to be refused: redis-benchmark then goes round in circles for ever.
+    pub fn start_server(&mut self, command: &Command, port: u16) -> Result<u64> {
+        let id = self.agent.spawn(command)?;
+        let start = Instant::now();
+        // State 0A is LISTEN; the TCP socket under an SMC socket is listed too.
+        let listening = format!("grep -Eq ':{port:04X} 0+:0000 0A' /proc/net/tcp /proc/net/tcp6");
+        while self.shell(&listening).is_err() {
+            if start.elapsed() > LISTEN_TIME {
+                let outcome = self.agent.wait(id, Duration::ZERO)?;
+                bail!("`{command}` does not listen on port {port}: {outcome:?}");
+            }
+        }
+        Ok(id)
     }
 
     /// Keeps the guest's processors on one of the machine's.

@@ -95,12 +95,15 @@ fn churn_leaks_nothing(pair: &mut Pair, count: u64) -> Result<()> {
 fn programs_that_know_nothing(pair: &mut Pair) -> Result<()> {
     let address = pair.a.address();
     let servers = [
-        "ivsmc-guest run redis-server --port 6381 --bind 0.0.0.0 --protected-mode no --save",
-        "sleep 1000 | ivsmc-guest run busybox nc -l -p 6382",
+        (
+            6381,
+            "ivsmc-guest run redis-server --port 6381 --bind 0.0.0.0 --protected-mode no --save",
+        ),
+        (6382, "sleep 1000 | ivsmc-guest run busybox nc -l -p 6382"),
     ];
     let mut ids = Vec::new();
-    for server in servers {
-        ids.push(pair.a.agent().spawn(&Command::shell(server))?);
+    for (port, server) in servers {
+        ids.push(pair.a.start_server(&Command::shell(server), port)?);
     }
     let clients = [
         (
@@ -114,7 +117,7 @@ fn programs_that_know_nothing(pair: &mut Pair) -> Result<()> {
     ];
     for (port, client) in clients {
         let start = Instant::now();
-        let mut id = pair.b.agent().spawn(&Command::shell(&client))?;
+        let id = pair.b.agent().spawn(&Command::shell(&client))?;
         let found = loop {
             let status = pair.b.status()?;
             let found = status
@@ -128,15 +131,6 @@ fn programs_that_know_nothing(pair: &mut Pair) -> Result<()> {
                 start.elapsed() < Duration::from_secs(30),
                 "`{client}` does not connect"
             );
-            // The server may not have listened yet.
-            if pair
-                .b
-                .agent()
-                .wait(id, Duration::from_millis(100))?
-                .is_some()
-            {
-                id = pair.b.agent().spawn(&Command::shell(&client))?;
-            }
         };
         ensure!(found.mode == How::SmcD, "`{client}`: {found:?}");
         ensure!(
