@@ -7,6 +7,7 @@
  */
 
 #include <linux/delay.h>
+#include <linux/kobject.h>
 #include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/random.h>
@@ -275,6 +276,21 @@ static void ivpci_accept(struct ivpci_link *link)
 	ivpci_link_ring(link);
 }
 
+/* Programs that care for their connections may want to know. */
+static void ivpci_announce(struct ivpci_link *link, const char *state)
+{
+	struct device *dev = &link->iv->pdev->dev;
+	char number[32], what[32], peer[64];
+	char *env[] = { number, what, peer, NULL };
+
+	snprintf(number, sizeof(number), "IVPCI_LINK=%u", link->index);
+	snprintf(what, sizeof(what), "IVPCI_LINK_STATE=%s", state);
+	snprintf(peer, sizeof(peer), "IVPCI_PEER=%pUb", &link->peer.gid);
+	kobject_uevent_env(&dev->kobj, KOBJ_CHANGE, env);
+	dev_info(dev, "link %u: %s, peer %pUb\n", link->index, state,
+		 &link->peer.gid);
+}
+
 static void ivpci_go_up(struct ivpci_link *link)
 {
 	struct ivpci_session *s = link->s;
@@ -305,8 +321,7 @@ static void ivpci_go_up(struct ivpci_link *link)
 		ivpci_poll_kick(iv);
 
 	ivpci_count(iv, IVPCI_LINK_UPS, 1);
-	dev_info(&iv->pdev->dev, "link %u: up, peer %pUb\n", link->index,
-		 &link->peer.gid);
+	ivpci_announce(link, "up");
 }
 
 static void ivpci_tell_smc(struct ivpci_link *link)
@@ -336,8 +351,7 @@ static void ivpci_go_down(struct ivpci_link *link)
 	link->not_before = jiffies +
 			   (READ_ONCE(link->faulty) ? IVPCI_PENANCE : 0);
 	ivpci_count(iv, IVPCI_LINK_DOWNS, 1);
-	dev_info(&iv->pdev->dev, "link %u: down, peer %pUb\n", link->index,
-		 &link->peer.gid);
+	ivpci_announce(link, "down");
 	ivpci_tell_smc(link);
 }
 

@@ -5,7 +5,9 @@ use crate::lab::Lab;
 use crate::network;
 use crate::vmm::Vmm;
 use anyhow::{Context, Result, bail, ensure};
+use ivsmc_guest::connections::Mode as How;
 use ivsmc_guest::status::Status;
+use ivsmc_guest::warm;
 use ivsmc_traffic::agent::{self, Agent, Command};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -51,6 +53,7 @@ pub struct Guest {
     device: Option<String>,
     moves: bool,
     landlocked: bool,
+    peers: Vec<Ipv4Addr>,
 }
 
 impl Guest {
@@ -66,6 +69,7 @@ impl Guest {
             device: None,
             moves: false,
             landlocked: false,
+            peers: Vec::new(),
         }
     }
 
@@ -84,6 +88,12 @@ impl Guest {
     /// Gives it an ivsmc device: the value of `--ivsmc`. For QEMU: the server's socket.
     pub fn ivsmc(mut self, option: impl Into<String>) -> Self {
         self.device = Some(option.into());
+        self
+    }
+
+    /// Has it keep a connection to each of these guests.
+    pub fn peers(mut self, peers: impl IntoIterator<Item = Ipv4Addr>) -> Self {
+        self.peers = peers.into_iter().collect();
         self
     }
 
@@ -115,6 +125,10 @@ impl Guest {
 
     pub(crate) fn mode_at_boot(&self) -> Mode {
         self.mode
+    }
+
+    pub(crate) fn kept_peers(&self) -> &[Ipv4Addr] {
+        &self.peers
     }
 
     pub(crate) fn processors(&self) -> u8 {
@@ -322,6 +336,28 @@ impl Running {
                     if up { "not up" } else { "still up" }
                 );
             }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until so many of the connections that `ivsmc-guest warm` keeps are there.
+    pub fn wait_for_warm_connections(&mut self, count: usize, timeout: Duration) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let connections = self.status()?.connections;
+            let warm = connections.iter().filter(|connection| {
+                [connection.local_port, connection.peer_port].contains(&warm::PORT)
+                    && connection.mode == How::SmcD
+                    && connection.state == "active"
+            });
+            if warm.count() == count {
+                return Ok(());
+            }
+            ensure!(
+                start.elapsed() < timeout,
+                "guest {}: there are not {count} warm connections after {timeout:?}: {connections:?}",
+                self.guest.name
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }

@@ -59,7 +59,17 @@ impl Pair {
 
     /// Boots both at once.
     pub fn boot(lab: &Lab) -> Result<Self> {
-        let [a, b] = Pair::guests(lab)?;
+        Pair::boot_these(lab, &Pair::guests(lab)?)
+    }
+
+    /// Boots two that keep a connection to each other.
+    pub fn boot_warm(lab: &Lab) -> Result<Self> {
+        let guests = Pair::guests(lab)?;
+        let peers = guests.each_ref().map(Guest::address);
+        Pair::boot_these(lab, &guests.map(|guest| guest.peers(peers)))
+    }
+
+    fn boot_these(lab: &Lab, [a, b]: &[Guest; 2]) -> Result<Self> {
         let (a, b) = (a.start(lab)?, b.start(lab)?);
         Pair::of(a.ready()?, b.ready()?)
     }
@@ -84,6 +94,12 @@ impl Pair {
     pub fn wait_for_link(&mut self) -> Result<()> {
         self.a.wait_for_link(true, LINK_TIME)?;
         self.b.wait_for_link(true, LINK_TIME)
+    }
+
+    /// Waits until the connection that guests keep is there on both sides.
+    pub fn wait_for_warm_connection(&mut self) -> Result<()> {
+        self.a.wait_for_warm_connections(1, LINK_TIME)?;
+        self.b.wait_for_warm_connections(1, LINK_TIME)
     }
 
     /// Loads ivpci anew in both if it is in another mode.

@@ -60,6 +60,15 @@ impl Process {
         std::fs::read_to_string(&path).with_context(|| path.display().to_string())
     }
 
+    /// Sends it a signal.
+    pub fn signal(self, signal: i32) -> io::Result<()> {
+        // SAFETY: takes no pointers.
+        match unsafe { libc::kill(self.0 as i32, signal) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// What it holds now.
     pub fn footprint(self) -> Result<Footprint> {
         Ok(Footprint {

@@ -25,6 +25,7 @@ const API_TIME: Duration = Duration::from_secs(30);
 /// A running VMM; dropping it kills it.
 #[derive(Debug)]
 pub struct Vmm {
+    kind: VmmKind,
     child: Child,
     folder: PathBuf,
     /// What the guest writes to its serial port: in the folder of the VMM that booted it.
@@ -109,6 +110,7 @@ impl Vmm {
             .spawn()
             .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         Ok(Vmm {
+            kind: lab.vmm,
             child,
             folder,
             serial,
@@ -175,9 +177,13 @@ impl Vmm {
 
     /// Has a guest that does not answer any more write to its console where it hangs, where the VMM can do that.
     pub fn ask_where_it_hangs(&self) {
-        if let Some(api) = &self.api
-            && api.put("vm.nmi").is_ok()
-        {
+        let asked = match &self.api {
+            Some(api) => api.put("vm.nmi").is_ok(),
+            // vmm-reference; QEMU would end.
+            None if self.kind == VmmKind::Reference => self.process().signal(libc::SIGUSR1).is_ok(),
+            None => false,
+        };
+        if asked {
             // It writes for a while, on a machine that may be slow.
             std::thread::sleep(Duration::from_secs(3));
         }
@@ -261,6 +267,10 @@ fn command_line(lab: &Lab, guest: &Guest) -> String {
         network::PREFIX,
         guest.mode_at_boot()
     );
+    if !guest.kept_peers().is_empty() {
+        let peers: Vec<String> = guest.kept_peers().iter().map(ToString::to_string).collect();
+        line += &format!(" ivsmc.peers={}", peers.join(","));
+    }
     line
 }
 

@@ -61,7 +61,7 @@ fn main() -> ExitCode {
 
 /// Runs VMs, one after the other, until one does not end by a reset.
 fn run(options: Options) -> Result<()> {
-    let stop = stop_event()?;
+    let signals = Signals::new()?;
     let kvm = Kvm::new().context("/dev/kvm cannot be opened")?;
     let open = |net: &options::Net| Tap::open(&net.tap).map(Arc::new);
     let taps = options.net.iter().map(open).collect::<Result<_>>()?;
@@ -74,7 +74,7 @@ fn run(options: Options) -> Result<()> {
         taps,
     };
     loop {
-        match vm::run(&parts, stop)? {
+        match vm::run(&parts, signals)? {
             Exit::Reset => info!("the VM is built anew"),
             Exit::PowerOff | Exit::Stopped => return Ok(()),
             Exit::Failed => bail!("the VM cannot go on"),
@@ -82,25 +82,43 @@ fn run(options: Options) -> Result<()> {
     }
 }
 
-/// What SIGTERM and SIGINT signal.
-static STOP: OnceLock<EventFd> = OnceLock::new();
+/// What comes from outside, as events.
+pub struct Signals {
+    /// SIGTERM or SIGINT: the VM is to end.
+    pub stop: EventFd,
+    /// SIGUSR1: the guest is to get a non-maskable interrupt.
+    pub nmi: EventFd,
+}
 
-fn stop_event() -> Result<&'static EventFd> {
-    extern "C" fn stop(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-        if let Some(event) = STOP.get() {
-            let _ = event.write(1);
+static SIGNALS: OnceLock<Signals> = OnceLock::new();
+
+impl Signals {
+    /// Begins to take signals.
+    fn new() -> Result<&'static Self> {
+        extern "C" fn handle(signal: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+            if let Some(signals) = SIGNALS.get() {
+                let event = match signal {
+                    libc::SIGUSR1 => &signals.nmi,
+                    _ => &signals.stop,
+                };
+                let _ = event.write(1);
+            }
         }
-    }
-    /// A signal's only purpose is that it interrupts KVM_RUN.
-    extern "C" fn interrupt(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+        /// A signal's only purpose is that it interrupts KVM_RUN.
+        extern "C" fn interrupt(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-    let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("eventfd")?;
-    let event = STOP.get_or_init(|| event);
-    for signal in [libc::SIGTERM, libc::SIGINT] {
-        register_signal_handler(signal, stop).context("a signal's handler")?;
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("eventfd");
+        let signals = Signals {
+            stop: event()?,
+            nmi: event()?,
+        };
+        let signals = SIGNALS.get_or_init(|| signals);
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGUSR1] {
+            register_signal_handler(signal, handle).context("a signal's handler")?;
+        }
+        register_signal_handler(SIGRTMIN(), interrupt).context("a signal's handler")?;
+        Ok(signals)
     }
-    register_signal_handler(SIGRTMIN(), interrupt).context("a signal's handler")?;
-    Ok(event)
 }
 
 /// Locks `mutex`; what a thread left that panicked is taken as it is.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kvm_bindings::{
-    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_msi,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
@@ -29,7 +29,7 @@ use crate::options::{Options, Seccomp};
 use crate::pci::Pci;
 use crate::seccomp::Thread;
 use crate::serial::Console;
-use crate::{acpi, boot, cpu, layout, lock};
+use crate::{Signals, acpi, boot, cpu, layout, lock};
 
 /// What VMs are built of, and what outlives them.
 pub struct Parts {
@@ -43,8 +43,8 @@ pub struct Parts {
     pub taps: Vec<Arc<Tap>>,
 }
 
-/// Runs one VM, from power-on until it ends. `stop` ends it from outside.
-pub fn run(parts: &Parts, stop: &EventFd) -> Result<Exit> {
+/// Runs one VM, from power-on until it ends, or is stopped by a signal.
+pub fn run(parts: &Parts, signals: &Signals) -> Result<Exit> {
     let Parts {
         kvm,
         options,
@@ -113,7 +113,8 @@ pub fn run(parts: &Parts, stop: &EventFd) -> Result<Exit> {
     for (id, vcpu) in vcpus.into_iter().enumerate() {
         processors.start(id, vcpu, bus.clone(), options.seccomp)?;
     }
-    wait(&bus, console.as_ref(), &processors.end, stop)
+    let nmi = || send_nmi(&vm);
+    wait(&bus, console.as_ref(), &processors.end, signals, nmi)
 }
 
 /// Allocates memory and gives it to the guest.
@@ -180,14 +181,34 @@ impl End {
     }
 }
 
-/// Waits until the VM ends or is stopped; passes on what is typed meanwhile.
-fn wait(bus: &Bus, console: Option<&Console>, end: &End, stop: &EventFd) -> Result<Exit> {
+/// Interrupts the first processor, whatever it does: as a message whose delivery mode is NMI.
+fn send_nmi(vm: &VmFd) {
+    let message = kvm_msi {
+        address_lo: 0xfee0_0000,
+        data: 4 << 8,
+        ..Default::default()
+    };
+    if let Err(error) = vm.signal_msi(message) {
+        error!("an NMI cannot be sent: KVM_SIGNAL_MSI: {error}");
+    }
+}
+
+/// Waits until the VM ends or is stopped; passes on what is typed meanwhile, and NMIs.
+fn wait(
+    bus: &Bus,
+    console: Option<&Console>,
+    end: &End,
+    signals: &Signals,
+    nmi: impl Fn(),
+) -> Result<Exit> {
     const END: u32 = 0;
     const STOP: u32 = 1;
-    const INPUT: u32 = 2;
+    const NMI: u32 = 2;
+    const INPUT: u32 = 3;
     let poll = PollContext::<u32>::new()?;
     poll.add(&end.event, END)?;
-    poll.add(stop, STOP)?;
+    poll.add(&signals.stop, STOP)?;
+    poll.add(&signals.nmi, NMI)?;
     let serial = bus
         .serial
         .as_ref()
@@ -200,6 +221,10 @@ fn wait(bus: &Bus, console: Option<&Console>, end: &End, stop: &EventFd) -> Resu
             match (event.token(), serial) {
                 (END, _) => return Ok(end.exit.get().copied().unwrap_or(Exit::Failed)),
                 (STOP, _) => return Ok(Exit::Stopped),
+                (NMI, _) => {
+                    signals.nmi.read()?;
+                    nmi();
+                }
                 (_, Some(serial)) => {
                     let mut input = [0; 64];
                     // The guest takes its time; what does not fit in its FIFO is lost, as on a real line.

@@ -6,6 +6,8 @@
 //! - [`status`]: all of that and of what follows, at once.
 //! - [`devices`] and [`ueid`]: the SMC-D devices, and the identifiers that peers must share.
 //! - [`reason`]: the kernel's codes in words.
+//! - [`warm`]: a connection to each peer that is kept.
+//! - [`socket`]: TCP and SMC sockets.
 //! - [`netlink`]: the messages that all of it is asked and answered in.
 
 pub mod connections;
@@ -14,8 +16,11 @@ mod generic;
 pub mod netlink;
 pub mod reason;
 pub mod run;
+pub mod socket;
 pub mod status;
 pub mod ueid;
+mod uevent;
+pub mod warm;
 
 /// The protocol number that makes an `AF_INET` stream socket an SMC socket.
 pub const IPPROTO_SMC: i32 = 256;

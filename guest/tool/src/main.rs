@@ -3,9 +3,9 @@
 
 use clap::{Parser, Subcommand};
 use ivsmc_guest::status::Status;
-use ivsmc_guest::{run, ueid};
+use ivsmc_guest::{run, ueid, warm};
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
 
 /// Programs over SMC-D, and the truth about their connections.
@@ -35,6 +35,16 @@ enum Command {
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Keep one SMC-D connection to each peer, and make it anew when its link comes up again; all peers have to do
+    /// the same. A Linux without ivsmc's patches needs it to open many connections at once
+    Warm {
+        /// The peers' addresses; the guest's own may be among them
+        #[arg(required = true)]
+        peers: Vec<Ipv4Addr>,
+        /// The port on which all of them do it
+        #[arg(long, default_value_t = warm::PORT, value_parser = clap::value_parser!(u16).range(1..))]
+        port: u16,
     },
     /// The user EIDs: two systems need one in common
     Ueid {
@@ -66,6 +76,11 @@ fn main() -> ExitCode {
             None => Err("run: the program is missing".into()),
         },
         Command::Status { json } => status(json),
+        Command::Warm { peers, port } => {
+            match warm::keep(&peers, port, |line| println!("ivsmc-guest warm: {line}")) {
+                Err(error) => Err(error.into()),
+            }
+        }
         Command::Ueid { change } => change_ueid(&change).map_err(Into::into),
     };
     match done {

@@ -3,7 +3,6 @@
 //!
 //! - [`agent`]: runs programs in the guest for a client outside.
 //! - [`pattern`]: data that a receiver can check without having seen it sent.
-//! - [`socket`]: TCP and SMC sockets.
 //! - [`service`] and [`traffic`]: the two ends of connections that check every byte, and that they
 //!   are SMC-D as SMC's own diagnosis says on both sides.
 //! - [`cursors`]: a hostile guest.
@@ -14,5 +13,4 @@ pub mod cursors;
 pub mod ivshmem;
 pub mod pattern;
 pub mod service;
-pub mod socket;
 pub mod traffic;

@@ -2,8 +2,8 @@
 //! `ivsmc-traffic`: the tests' hand in a guest.
 
 use clap::{Args, Parser, Subcommand};
+use ivsmc_guest::socket::{self, Transport};
 use ivsmc_traffic::service::{self, Failure};
-use ivsmc_traffic::socket::{self, Transport};
 use ivsmc_traffic::traffic::{self, Expect, Target};
 use ivsmc_traffic::{agent, cursors, ivshmem};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};

@@ -6,8 +6,8 @@
 //! diagnosis says of the connection on its side.
 
 use crate::pattern::{Pattern, Sizes};
-use crate::socket;
 use ivsmc_guest::connections::Connection;
+use ivsmc_guest::socket;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -3,8 +3,8 @@
 
 use crate::pattern::Pattern;
 use crate::service::{self, Failure, Order, Verdict};
-use crate::socket::{self, Transport};
 use ivsmc_guest::connections::Mode;
+use ivsmc_guest::socket::{self, Transport};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};

@@ -29,6 +29,9 @@ pub(super) fn add(suite: &mut Suite) {
     suite.add_for_known_defect("smc_defects::cold_start", |fixture| {
         fixture.without_pair(cold_start)
     });
+    suite.add("smc_defects::cold_start_with_warm_connections", |fixture| {
+        fixture.without_pair(cold_start_with_warm_connections)
+    });
     suite.add_for_known_defect("smc_defects::peer_dies_while_data_flows", |fixture| {
         fixture.without_pair(peer_dies_while_data_flows)
     });
@@ -69,21 +72,63 @@ fn cold(pair: &mut Pair, froms: &[From], seed: usize) -> Result<Report> {
     Ok(total)
 }
 
+/// Which of the two guests open connections in a round, or both.
+fn who(round: usize) -> &'static [From] {
+    match round % 3 {
+        0 => &BOTH[..1],
+        1 => &BOTH[1..],
+        _ => &BOTH[..],
+    }
+}
+
+/// What became of all rounds' connections.
+#[derive(Default)]
+struct Rounds {
+    total: Report,
+    opened: u64,
+}
+
+impl Rounds {
+    fn add(&mut self, froms: &[From], report: &Report) {
+        let slowest = self.total.seconds.max(report.seconds);
+        self.total.add(report);
+        self.total.seconds = slowest;
+        self.opened += froms.len() as u64 * CONNECTIONS;
+    }
+
+    fn are_all_smcd(&self) -> bool {
+        self.total.smcd == self.opened
+    }
+
+    fn print(&self, what: &str, mended: bool) {
+        let Self { total, opened } = self;
+        println!(
+            "{what}, {CONNECTIONS} connections at once: {} of {opened} over SMC-D, {} over TCP, {} failed, {:.1} s at most{}",
+            total.smcd,
+            total.fallbacks,
+            total.failed,
+            total.seconds,
+            known(mended, &total.failure)
+        );
+    }
+}
+
+/// Ends all link groups.
+fn make_cold(pair: &mut Pair) -> Result<()> {
+    pair.a.load_driver(Mode::NoCopy)?;
+    pair.b.load_driver(Mode::NoCopy)?;
+    pair.wait_for_link()
+}
+
 fn cold_start(lab: &Lab) -> Result<()> {
     let mended = lab.is_mended();
     let mut pair = Pair::boot(lab)?;
-    let (mut total, mut opened) = (Report::default(), 0);
+    let mut rounds = Rounds::default();
     for round in 0..ROUNDS[usize::from(!mended)] {
-        let froms = match round % 3 {
-            0 => &BOTH[..1],
-            1 => &BOTH[1..],
-            _ => &BOTH[..],
-        };
+        let froms = who(round);
         let report = (|| {
             if round > 0 && mended {
-                pair.a.load_driver(Mode::NoCopy)?;
-                pair.b.load_driver(Mode::NoCopy)?;
-                pair.wait_for_link()?;
+                make_cold(&mut pair)?;
             }
             cold(&mut pair, froms, round)
         })();
@@ -93,19 +138,30 @@ fn cold_start(lab: &Lab) -> Result<()> {
             drop(pair);
             pair = Pair::boot(lab)?;
         }
-        total.add(&report);
-        total.seconds = total.seconds.max(report.seconds);
-        opened += froms.len() as u64 * CONNECTIONS;
+        rounds.add(froms, &report);
     }
-    println!(
-        "cold start, {CONNECTIONS} connections at once: {} of {opened} over SMC-D, {} over TCP, {} failed, {:.1} s at most{}",
-        total.smcd,
-        total.fallbacks,
-        total.failed,
-        total.seconds,
-        known(mended, &total.failure)
-    );
-    ensure!(!mended || total.smcd == opened, "{total:?}");
+    rounds.print("cold start", mended);
+    ensure!(!mended || rounds.are_all_smcd(), "{:?}", rounds.total);
+    pair.check_health().map_err(|error| pair.explain(error))
+}
+
+/// The same with `ivsmc-guest warm` as a boot service: no kernel has the defect then.
+fn cold_start_with_warm_connections(lab: &Lab) -> Result<()> {
+    let mut pair = Pair::boot_warm(lab)?;
+    let mut rounds = Rounds::default();
+    for round in 0..ROUNDS[0] {
+        let froms = who(round);
+        let report = (|| {
+            if round > 0 {
+                make_cold(&mut pair)?;
+            }
+            pair.wait_for_warm_connection()?;
+            cold(&mut pair, froms, round)
+        })();
+        rounds.add(froms, &report.map_err(|error| pair.explain(error))?);
+    }
+    rounds.print("cold start with warm connections", true);
+    ensure!(rounds.are_all_smcd(), "{:?}", rounds.total);
     pair.check_health().map_err(|error| pair.explain(error))
 }
 

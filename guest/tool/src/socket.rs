@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! TCP and SMC sockets. What the standard library calls a TCP stream can be either: the calls are the same.
 
+use crate::connections::{self, Connection};
+use crate::netlink;
 use std::io;
 use std::net::{SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -26,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 fn open(transport: Transport) -> io::Result<OwnedFd> {
     let protocol = match transport {
         Transport::Tcp => libc::IPPROTO_TCP,
-        Transport::Smc => ivsmc_guest::IPPROTO_SMC,
+        Transport::Smc => crate::IPPROTO_SMC,
     };
     // SAFETY: takes no pointers.
     let fd = unsafe {
@@ -85,23 +87,27 @@ pub fn listen(address: SocketAddrV4, transport: Transport) -> io::Result<TcpList
     Ok(fd.into())
 }
 
+/// Connects to `address`.
+pub fn connect_once(address: SocketAddrV4, transport: Transport) -> io::Result<TcpStream> {
+    let raw = raw_address(address);
+    let fd = open(transport)?;
+    // SAFETY: the address is alive during the call and of the size given.
+    succeeded(unsafe {
+        libc::connect(
+            fd.as_raw_fd(),
+            (&raw const raw).cast(),
+            size_of_val(&raw) as libc::socklen_t,
+        )
+    })?;
+    Ok(fd.into())
+}
+
 /// Connects to `address`, again if nobody listens there yet.
 pub fn connect(address: SocketAddrV4, transport: Transport) -> io::Result<TcpStream> {
-    let raw = raw_address(address);
     let start = Instant::now();
     loop {
-        let fd = open(transport)?;
-        // SAFETY: the address is alive during the call and of the size given.
-        let result = succeeded(unsafe {
-            libc::connect(
-                fd.as_raw_fd(),
-                (&raw const raw).cast(),
-                size_of_val(&raw) as libc::socklen_t,
-            )
-        });
-        match result {
-            Ok(()) => {
-                let stream = TcpStream::from(fd);
+        match connect_once(address, transport) {
+            Ok(stream) => {
                 stream.set_nodelay(true)?;
                 return Ok(stream);
             }
@@ -117,15 +123,11 @@ pub fn connect(address: SocketAddrV4, transport: Transport) -> io::Result<TcpStr
 }
 
 /// What SMC's diagnosis says of this socket; `None` for one that is not SMC.
-pub fn diagnosis(
-    stream: &TcpStream,
-) -> Result<Option<ivsmc_guest::connections::Connection>, Box<dyn std::error::Error + Send + Sync>>
-{
+pub fn diagnosis(stream: &TcpStream) -> Result<Option<Connection>, netlink::Error> {
     let inode = std::fs::metadata(format!("/proc/self/fd/{}", stream.as_raw_fd()))?.ino();
-    match ivsmc_guest::connections::find(inode) {
-        Ok(found) => Ok(found),
+    match connections::find(inode) {
         // A kernel without SMC has no SMC sockets either.
-        Err(ivsmc_guest::netlink::Error::NoFamily(_)) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(netlink::Error::NoFamily(_)) => Ok(None),
+        found => found,
     }
 }
