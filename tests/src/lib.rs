@@ -13,6 +13,7 @@
 //! | [`hostile`] | a guest that attacks the other through their window |
 //! | [`pair`] | two guests that are each other's peers |
 //! | [`demo`] | TCP over virtio-net and SMC-D, measured by sockperf |
+//! | [`soak`] | traffic of all kinds for long |
 //! | [`suite`] | the tests |
 //! | [`qemu`] | ivpci on QEMU's ivshmem-doorbell, with a server for it |
 
@@ -26,6 +27,7 @@ pub mod network;
 pub mod pair;
 pub mod process;
 pub mod qemu;
+pub mod soak;
 mod sockperf;
 pub mod suite;
 pub mod vmm;

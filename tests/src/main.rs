@@ -4,8 +4,9 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use ivsmc_lab::lab::{Lab, Platform, VmmKind};
-use ivsmc_lab::{demo, hostile, qemu, suite};
+use ivsmc_lab::{demo, hostile, qemu, soak, suite};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Boots guests that share ivsmc devices.
 #[derive(Parser)]
@@ -31,6 +32,15 @@ enum Command {
         #[arg(long, default_value_t = 1_000_000)]
         mutations: u64,
         /// Seed of what is written
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Make traffic of all kinds and sizes, for long
+    Soak {
+        /// For how long
+        #[arg(long, default_value_t = 600)]
+        seconds: u64,
+        /// Seed of what is done
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
@@ -60,6 +70,13 @@ fn run(command: Command) -> Result<ExitCode> {
             println!(
                 "{}",
                 hostile::cursors(&Lab::from_environment()?, mutations, seed)?
+            );
+        }
+        Command::Soak { seconds, seed } => {
+            let time = Duration::from_secs(seconds);
+            println!(
+                "soak: {}",
+                soak::run(&Lab::from_environment()?, time, seed)?
             );
         }
         Command::QemuIvshmem => qemu::two_guests(&Lab::new(Platform::Lab, VmmKind::Qemu)?)?,

@@ -102,6 +102,11 @@ impl Pair {
         self.b.wait_for_warm_connections(1, LINK_TIME)
     }
 
+    /// How ivpci is loaded in both.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// Loads ivpci anew in both if it is in another mode.
     pub fn set_mode(&mut self, mode: Mode) -> Result<()> {
         if self.mode != mode {

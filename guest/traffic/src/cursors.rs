@@ -7,7 +7,7 @@
 //! there is something new; so there has to be traffic meanwhile.
 
 use crate::ivshmem;
-use crate::pattern::mix;
+use crate::pattern::Random;
 use crate::service::Failure;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -41,7 +41,7 @@ pub struct Mutations {
 /// Writes `count` cursors, all of which follow from the seed.
 pub fn mutate(count: u64, seed: u64) -> Result<Mutations, Failure> {
     let window = Window::open()?;
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let start = Instant::now();
     let (mut done, mut slot, mut last) = (Mutations::default(), 0, Instant::now());
     let mut seen = HashSet::new();
@@ -97,9 +97,13 @@ fn mutated(word: u64, size: u32, random: &mut Random) -> u64 {
     let chosen = counts[random.below(counts.len() as u64) as usize];
     let wraps = [1, 2, u16::MAX, 1 << 15][random.below(4) as usize];
     match random.below(8) {
-        0 => random.next(),
+        0 => random.next_number(),
         // The flags that end a connection only seldom: after them nothing is looked at any more.
-        1 => cursor(random.next() as u16, random.next() as u32, flags),
+        1 => cursor(
+            random.next_number() as u16,
+            random.next_number() as u32,
+            flags,
+        ),
         2 => cursor(wrap, chosen, flags),
         3 => cursor(wrap.wrapping_add(wraps), count, flags),
         4 => cursor(wrap.wrapping_add(wraps), chosen, flags),
@@ -107,20 +111,6 @@ fn mutated(word: u64, size: u32, random: &mut Random) -> u64 {
         6 => cursor(wrap, count.wrapping_sub(random.below(4096) as u32), flags),
         // The producer's flags, urgent data among them.
         _ => cursor(wrap, chosen, random.below(256)),
-    }
-}
-
-/// Pseudo-random numbers that follow from a seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(1);
-        mix(self.0)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
     }
 }
 
@@ -261,7 +251,7 @@ mod tests {
     #[test]
     fn a_seed_says_it_all() {
         let run = |seed| {
-            let mut random = Random(seed);
+            let mut random = Random::new(seed);
             (0..100)
                 .map(|_| mutated(5 << 16 | 1, 16352, &mut random))
                 .collect::<Vec<_>>()

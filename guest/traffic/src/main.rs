@@ -133,6 +133,14 @@ enum Command {
         #[arg(long, default_value_t = 4 << 20)]
         bytes: u64,
     },
+    /// Traffic of all kinds and sizes, one piece after the other
+    Mix {
+        #[command(flatten)]
+        client: Client,
+        /// How many pieces
+        #[arg(long, default_value_t = 20)]
+        runs: u64,
+    },
     /// Use an ivshmem device as a stock user does, through VFIO
     Ivshmem {
         #[command(subcommand)]
@@ -264,6 +272,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Ok(())
         }
         Command::Splice { client, bytes } => client.run(|target, seed| target.splice(seed, bytes)),
+        Command::Mix { client, runs } => client.run(|target, seed| target.mix(seed, runs)),
         Command::Ivshmem { action } => match action {
             Ivshmem::Receive { count } => ivshmem::receive(count),
             Ivshmem::Send { count } => ivshmem::send(count),

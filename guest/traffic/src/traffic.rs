@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The asking end: traffic that checks every byte and what SMC's diagnosis says on both sides.
 
-use crate::pattern::Pattern;
+use crate::pattern::{Pattern, Random};
 use crate::service::{self, Failure, Order, Verdict};
 use ivsmc_guest::connections::Mode;
 use ivsmc_guest::socket::{self, Transport};
@@ -425,6 +425,34 @@ impl Target {
             Some(result) => result,
             None => warm.and(Err("nothing was received".into())),
         }
+    }
+
+    /// So many pieces of traffic of all kinds and sizes, as the seed chooses; says on stderr what it is at.
+    pub fn mix(&self, seed: u64, runs: u64) -> Result<Report, Failure> {
+        let start = Instant::now();
+        let mut random = Random::new(seed);
+        let mut total = Report::default();
+        for run in 0..runs {
+            let seed = random.next_number();
+            // Of all magnitudes alike: it is the small and the odd ones that find something.
+            let mut size = |bits: u64| {
+                let limit = 1 << random.below(bits);
+                1 + random.below(limit)
+            };
+            let (up, down) = (size(23), size(23));
+            let (small, count) = (size(17), 1 + size(7));
+            eprintln!("run {run}: seed {seed}, {up} up, {down} down, {count} messages of {small}");
+            total.add(&match random.below(6) {
+                0 => self.ping_pong(seed, u32::try_from(small)?, count)?,
+                1 => self.bulk(seed, up, down)?,
+                2 => self.bulk(seed, up, 0)?,
+                3 => self.bulk(seed, 0, down)?,
+                4 => self.many(seed, count, up >> 3)?,
+                _ => self.splice(seed, down)?,
+            });
+        }
+        total.seconds = start.elapsed().as_secs_f64();
+        Ok(total)
     }
 
     /// Splices data out of the socket into a file, and sends the file back with sendfile.

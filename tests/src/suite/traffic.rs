@@ -4,12 +4,22 @@
 use super::Suite;
 use crate::guest::Mode;
 use crate::pair::{BOTH, From, LINK_TIME, Pair};
+use crate::soak;
 use anyhow::{Result, ensure};
 use ivsmc_guest::connections::Mode as How;
 use ivsmc_traffic::agent::Command;
 use std::time::{Duration, Instant};
 
+/// How long the soak of every run of the tests is: `ivsmc-lab soak` makes longer ones.
+const SOAK: Duration = Duration::from_secs(20);
+
 pub(super) fn add(suite: &mut Suite) {
+    suite.add("traffic::soak", |fixture| {
+        fixture.without_pair(|lab| {
+            println!("soak: {}", soak::run(lab, SOAK, 1)?);
+            Ok(())
+        })
+    });
     for mode in [Mode::NoCopy, Mode::Copy] {
         let mut add = |name: &str, test: fn(&mut Pair) -> Result<()>| {
             suite.add(format!("traffic::{name}_{mode}"), move |fixture| {
