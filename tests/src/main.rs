@@ -4,7 +4,9 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use ivsmc_lab::lab::{Lab, Platform, VmmKind};
+use ivsmc_lab::pair::Pair;
 use ivsmc_lab::{demo, hostile, qemu, soak, suite};
+use ivsmc_traffic::agent::Command as AgentCommand;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -44,6 +46,11 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Run a line of shell in both of two guests, one after the other, and print what it writes
+    Shell {
+        /// The line
+        line: String,
+    },
     /// Run ivpci in two QEMU guests with ivshmem-doorbell; needs QEMU, but no KVM
     QemuIvshmem,
 }
@@ -78,6 +85,14 @@ fn run(command: Command) -> Result<ExitCode> {
                 "soak: {}",
                 soak::run(&Lab::from_environment()?, time, seed)?
             );
+        }
+        Command::Shell { line } => {
+            let mut pair = Pair::boot(&Lab::from_environment()?)?;
+            for guest in [&mut pair.a, &mut pair.b] {
+                let name = guest.guest().name().to_owned();
+                let command = AgentCommand::shell(&line).timeout(Duration::from_secs(600));
+                println!("--- guest {name}\n{}", guest.check(&command)?);
+            }
         }
         Command::QemuIvshmem => qemu::two_guests(&Lab::new(Platform::Lab, VmmKind::Qemu)?)?,
     }

@@ -177,15 +177,20 @@ impl Vmm {
 
     /// Has a guest that does not answer any more write to its console where it hangs, where the VMM can do that.
     pub fn ask_where_it_hangs(&self) {
-        let asked = match &self.api {
-            Some(api) => api.put("vm.nmi").is_ok(),
-            // vmm-reference; QEMU would end.
-            None if self.kind == VmmKind::Reference => self.process().signal(libc::SIGUSR1).is_ok(),
-            None => false,
-        };
-        if asked {
-            // It writes for a while, on a machine that may be slow.
-            std::thread::sleep(Duration::from_secs(3));
+        // More than once, to see whether it moves.
+        for _ in 0..3 {
+            let asked = match &self.api {
+                Some(api) => api.put("vm.nmi").is_ok(),
+                // vmm-reference; QEMU would end.
+                None if self.kind == VmmKind::Reference => {
+                    self.process().signal(libc::SIGUSR1).is_ok()
+                }
+                None => false,
+            };
+            if asked {
+                // It writes for a while, on a machine that may be slow.
+                std::thread::sleep(Duration::from_secs(1));
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! A virtual machine, from power-on to power-off or reset.
 
 use std::io::{self, stdin};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use log::{debug, error};
+use log::{debug, error, warn};
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::poll::PollContext;
@@ -113,7 +113,10 @@ pub fn run(parts: &Parts, signals: &Signals) -> Result<Exit> {
     for (id, vcpu) in vcpus.into_iter().enumerate() {
         processors.start(id, vcpu, bus.clone(), options.seccomp)?;
     }
-    let nmi = || send_nmi(&vm);
+    let nmi = || {
+        processors.tell_where_they_are();
+        send_nmi(&vm);
+    };
     wait(&bus, console.as_ref(), &processors.end, signals, nmi)
 }
 
@@ -156,6 +159,8 @@ struct End {
     exit: OnceLock<Exit>,
     over: AtomicBool,
     event: EventFd,
+    /// How often processors were asked where they are.
+    asked: AtomicU32,
 }
 
 impl End {
@@ -165,6 +170,7 @@ impl End {
             exit: OnceLock::new(),
             over: AtomicBool::new(false),
             event,
+            asked: AtomicU32::new(0),
         })
     }
 
@@ -269,6 +275,14 @@ impl Processors {
     }
 }
 
+impl Processors {
+    /// Has each of them log where it is: for a guest that hangs, and does not even take an NMI.
+    fn tell_where_they_are(&self) {
+        self.end.asked.fetch_add(1, Ordering::Relaxed);
+        self.threads.iter().for_each(kick);
+    }
+}
+
 impl Drop for Processors {
     fn drop(&mut self) {
         self.end.set(Exit::Stopped);
@@ -307,10 +321,31 @@ fn internal_error(vcpu: &mut VcpuFd) -> InternalError {
     }
 }
 
+/// Where a processor is, and what it is about to be interrupted by.
+fn place(vcpu: &VcpuFd) -> String {
+    let (registers, system) = (
+        vcpu.get_regs().unwrap_or_default(),
+        vcpu.get_sregs().unwrap_or_default(),
+    );
+    format!(
+        "rip {:#x}, rsp {:#x}, rflags {:#x}, cr2 {:#x}, cr3 {:#x}, {:?}",
+        registers.rip,
+        registers.rsp,
+        registers.rflags,
+        system.cr2,
+        system.cr3,
+        vcpu.get_vcpu_events()
+    )
+}
+
 /// Runs a processor until the VM's life ends.
 fn run_vcpu(id: usize, vcpu: &mut VcpuFd, bus: &Bus, end: &End) -> Exit {
-    let mut tries = 0;
+    let (mut tries, mut asked) = (0, 0);
     while !end.is_over() {
+        if end.asked.load(Ordering::Relaxed) != asked {
+            asked = end.asked.load(Ordering::Relaxed);
+            warn!("vCPU {id} is at {}", place(vcpu));
+        }
         let result = vcpu.run();
         if !matches!(result, Ok(VcpuExit::InternalError)) {
             tries = 0;
@@ -368,13 +403,18 @@ fn run_vcpu(id: usize, vcpu: &mut VcpuFd, bus: &Bus, end: &End) -> Exit {
     Exit::Stopped
 }
 
+/// Gets a thread out of KVM_RUN.
+fn kick(thread: &JoinHandle<()>) {
+    if let Err(error) = thread.kill(SIGRTMIN()) {
+        debug!("a vCPU's thread cannot be signalled: {error}");
+    }
+}
+
 /// Gets a thread out of KVM_RUN and waits for its end.
 fn kick_and_join(thread: JoinHandle<()>) {
     // A signal that comes just before KVM_RUN is lost, hence again and again.
     while !thread.is_finished() {
-        if let Err(error) = thread.kill(SIGRTMIN()) {
-            debug!("a vCPU's thread cannot be signalled: {error}");
-        }
+        kick(&thread);
         thread::sleep(Duration::from_millis(1));
     }
     if thread.join().is_err() {
