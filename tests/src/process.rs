@@ -2,6 +2,7 @@
 //! What a process has and does, as /proc tells.
 
 use anyhow::{Context, Result};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -9,6 +10,9 @@ use std::time::Duration;
 
 /// What a window's memory is called in /proc/PID/maps.
 const WINDOW: &str = "memfd:ivsmc-window";
+
+/// Where KVM counts what each VM does.
+const KVM: &str = "/sys/kernel/debug/kvm";
 
 /// A process.
 #[derive(Debug, Clone, Copy)]
@@ -109,15 +113,43 @@ impl Process {
         Ok(threads)
     }
 
-    /// What its threads do for a while, in lines: of one that hangs it is to be seen whether it works or waits.
+    /// What KVM counts for its VM, by KVM's names; empty if that cannot be had.
+    pub fn kvm_counters(self) -> BTreeMap<String, u64> {
+        let mut counters = BTreeMap::new();
+        // A folder's name is PID-DESCRIPTOR.
+        let prefix = format!("{}-", self.0);
+        let folders = std::fs::read_dir(KVM).into_iter().flatten().flatten();
+        for folder in folders.filter(|f| f.file_name().to_string_lossy().starts_with(&prefix)) {
+            for file in std::fs::read_dir(folder.path())
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                let text = std::fs::read_to_string(file.path()).unwrap_or_default();
+                if let Ok(count) = text.trim().parse() {
+                    counters.insert(file.file_name().to_string_lossy().into_owned(), count);
+                }
+            }
+        }
+        counters
+    }
+
+    /// What its threads and its VM do for a while, in lines: of one that hangs it is to be seen whether it works or waits.
     pub fn activity(self, time: Duration) -> Result<String> {
-        let before = self.threads()?;
+        let (before, exits) = (self.threads()?, self.kvm_counters());
         std::thread::sleep(time);
+        let later = self.kvm_counters();
         let mut text = format!("--- its threads, and their ticks of 10 ms in {time:?}\n");
         for thread in self.threads()? {
             let earlier = before.iter().find(|earlier| earlier.id == thread.id);
             let ticks = thread.ticks - earlier.map_or(0, |earlier| earlier.ticks);
             text += &format!("{:<20} {ticks}\n", thread.name);
+        }
+        for (name, count) in later {
+            let more = count.saturating_sub(exits.get(&name).copied().unwrap_or(0));
+            if more > 0 {
+                text += &format!("KVM: {name:<15} {more}\n");
+            }
         }
         Ok(text)
     }
