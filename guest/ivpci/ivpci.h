@@ -163,7 +163,6 @@ struct ivpci_link {
  * @device_gid: the words of DeviceGID, on ivsmc
  * @fabric: our CHID
  * @vectors: MSI-X vectors we have
- * @vector: the one that peers shall ring
  * @leaving: the driver is being removed, or starts anew
  * @restart: removes and probes, when the device has become another one
  * @ref: held while bound, and for @restart
@@ -201,7 +200,6 @@ struct ivpci {
 	u32 device_gid[4];
 	u16 fabric;
 	unsigned int vectors;
-	unsigned int vector;
 	bool leaving;
 	struct work_struct restart;
 	refcount_t ref;

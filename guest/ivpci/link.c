@@ -181,6 +181,14 @@ static void ivpci_set_peer(struct ivpci_link *link,
 	spin_unlock_bh(&link->lock);
 }
 
+/* The vector that the peer shall ring. */
+static u32 ivpci_vector(const struct ivpci_link *link)
+{
+	u32 shared = link->iv->vectors - 1;
+
+	return shared ? 1 + link->index % shared : 0;
+}
+
 /* Publish a fresh epoch. Nothing of an old session uses the window any more. */
 static void ivpci_begin(struct ivpci_link *link)
 {
@@ -196,7 +204,7 @@ static void ivpci_begin(struct ivpci_link *link)
 	s->own->magic = cpu_to_le64(IVPCI_MAGIC);
 	s->own->version = cpu_to_le32(IVPCI_VERSION);
 	s->own->position = cpu_to_le32(iv->position);
-	s->own->vector = cpu_to_le32(iv->vector);
+	s->own->vector = cpu_to_le32(ivpci_vector(link));
 	s->own->window_shift = cpu_to_le32(link->shift);
 	s->own->gid = iv->dibs->gid;
 	s->own->slots = cpu_to_le32(IVPCI_SLOTS);

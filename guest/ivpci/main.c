@@ -177,45 +177,50 @@ static void ivpci_put(struct ivpci *iv)
 		vfree(iv);
 }
 
-static int ivpci_irqs_on(struct ivpci *iv)
+static void ivpci_irqs_free(struct ivpci *iv, unsigned int requested)
 {
-	struct pci_dev *pdev = iv->pdev;
-	int ret;
-
-	/* vector 0 tells of changes of links on ivsmc; peers get the next */
-	ret = pci_alloc_irq_vectors(pdev, 1, iv->regs ? 2 : 1, PCI_IRQ_MSIX);
-	if (ret < 0)
-		return dev_err_probe(&pdev->dev, ret, "no MSI-X\n");
-	iv->vectors = ret;
-	iv->vector = ret - 1;
-
-	ret = request_irq(pci_irq_vector(pdev, 0),
-			  iv->regs ? ivpci_irq_change : ivpci_irq_doorbell, 0,
-			  IVPCI_NAME, iv);
-	if (ret)
-		goto err_vectors;
-	if (iv->vectors > 1) {
-		ret = request_irq(pci_irq_vector(pdev, 1), ivpci_irq_doorbell,
-				  0, IVPCI_NAME "-doorbell", iv);
-		if (ret)
-			goto err_irq;
-	}
-	return 0;
-
-err_irq:
-	free_irq(pci_irq_vector(pdev, 0), iv);
-err_vectors:
-	pci_free_irq_vectors(pdev);
-	return ret;
+	while (requested)
+		free_irq(pci_irq_vector(iv->pdev, --requested), iv);
+	pci_free_irq_vectors(iv->pdev);
 }
 
 static void ivpci_irqs_off(struct ivpci *iv)
 {
-	unsigned int i;
+	ivpci_irqs_free(iv, iv->vectors);
+}
 
-	for (i = 0; i < iv->vectors; i++)
-		free_irq(pci_irq_vector(iv->pdev, i), iv);
-	pci_free_irq_vectors(iv->pdev);
+/*
+ * On ivsmc vector 0 tells of changes of links, and links share the others, which
+ * are spread over the CPUs: no more than there are of either.
+ */
+static int ivpci_irqs_on(struct ivpci *iv)
+{
+	struct irq_affinity affinity = { .pre_vectors = 1 };
+	unsigned int i, most = 1;
+	int ret;
+
+	if (iv->regs)
+		most += min(num_possible_cpus(), iv->nlinks);
+	ret = pci_alloc_irq_vectors_affinity(iv->pdev, 1, most,
+					     PCI_IRQ_MSIX | PCI_IRQ_AFFINITY,
+					     &affinity);
+	if (ret < 0)
+		return dev_err_probe(&iv->pdev->dev, ret, "no MSI-X\n");
+
+	iv->vectors = ret; /* the first interrupt may start links already */
+	for (i = 0; i < iv->vectors; i++) {
+		ret = request_irq(pci_irq_vector(iv->pdev, i),
+				  iv->regs && !i ? ivpci_irq_change :
+						   ivpci_irq_doorbell,
+				  0, i ? IVPCI_NAME "-doorbell" : IVPCI_NAME,
+				  iv);
+		if (ret) {
+			ivpci_irqs_free(iv, i);
+			ivpci_links_stop(iv);
+			return ret;
+		}
+	}
+	return 0;
 }
 
 static int ivpci_probe(struct pci_dev *pdev, const struct pci_device_id *id)
