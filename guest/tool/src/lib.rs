@@ -5,6 +5,7 @@
 //! - [`connections`]: what SMC's own diagnosis says of every SMC socket.
 //! - [`status`]: all of that and of what follows, at once.
 //! - [`devices`] and [`ueid`]: the SMC-D devices, and the identifiers that peers must share.
+//! - [`statistics`]: what SMC has counted.
 //! - [`reason`]: the kernel's codes in words.
 //! - [`netlink`]: the messages that all of it is asked and answered in.
 
@@ -14,6 +15,7 @@ mod generic;
 pub mod netlink;
 pub mod reason;
 pub mod run;
+pub mod statistics;
 pub mod status;
 pub mod ueid;
 
