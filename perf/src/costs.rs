@@ -17,7 +17,7 @@ const TICKS: f64 = 100.0;
 /// Where KVM counts; a folder for each VM.
 const KVM: &str = "/sys/kernel/debug/kvm";
 /// What is taken of KVM's counters.
-const EXITS: [&str; 2] = ["exits", "halt_exits"];
+const EXITS: [&str; 3] = ["exits", "halt_exits", "irq_injections"];
 /// What is taken of ivpci's counters, and what it is called here.
 const COUNTERS: [(&str, &str); 6] = [
     ("doorbells", "doorbells"),

@@ -85,6 +85,13 @@ pub fn markdown(results: &Results) -> String {
     ] {
         let _ = writeln!(text, "| {what} | {value} |");
     }
+    if !results
+        .figures
+        .iter()
+        .any(|figure| figure.metric == "exits")
+    {
+        text += "\nVM exits are not available: KVM's statistics in debugfs could not be read.\n";
+    }
     let _ = writeln!(
         text,
         "\nEvery value is the **median** of the repetitions, with the range of all of them, and half of them are within ±. \
@@ -295,11 +302,12 @@ pub fn comparison(old: &Results, new: &Results) -> String {
         "{:<66} {:>12} {:>12} {:>9}",
         "against the old results", "old", "new", "change"
     );
-    let mut quiet = 0;
+    let (mut quiet, mut common) = (0, 0);
     for figure in &new.figures {
         let Some(before) = old.figures.iter().find(|old| old.is_of(figure)) else {
             continue;
         };
+        common += 1;
         let change = change(before, figure);
         if !SEEN.contains(&figure.unit.as_str()) && change == Change::Noise {
             quiet += 1;
@@ -325,6 +333,9 @@ pub fn comparison(old: &Results, new: &Results) -> String {
             "{key:<66} {was:>12} {is:>12} {part:>+8.1}% {}",
             change.words()
         );
+    }
+    if common == 0 {
+        return format!("{text}the two have no figure in common: other workloads were measured\n");
     }
     let _ = writeln!(
         text,
@@ -430,5 +441,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("1 costs are within the noise"));
+        let other = results(vec![figure("z", POINT, TCP, P50, &[1.0])]);
+        assert!(comparison(&other, &results(new.to_vec())).contains("no figure in common"));
     }
 }

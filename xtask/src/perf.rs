@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::image;
@@ -65,7 +65,8 @@ pub fn main(options: &Options) -> Result<()> {
     // What is wrong is to be told now, not after the measurement.
     process::run(Command::new(program).args(&arguments).arg("--dry-run"))?;
     if let Some(old) = &options.compare {
-        process::run(Command::new(program).arg("check").arg(old))?;
+        process::run(Command::new(program).arg("check").arg(old))
+            .with_context(|| format!("--compare {}", old.display()))?;
     }
 
     let outcome = run::runner(&prepared, &options.run, program, "perf", &arguments, LIMIT)?;
