@@ -15,6 +15,8 @@ use crate::setup::{self, KernelFlavour, KernelSource};
 
 /// How long the runner may take.
 const LIMIT: Duration = Duration::from_secs(90 * 60);
+/// The load of the machine from which on figures are not to be trusted.
+const BUSY: f64 = 0.5;
 /// The file in the runner's folder that its results go to.
 const RESULT: &str = "perf.json";
 
@@ -92,7 +94,7 @@ pub fn main(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// This machine's processors, in words.
+/// This machine's processors, and how busy they are with other things, in words.
 fn machine() -> String {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo
@@ -100,5 +102,10 @@ fn machine() -> String {
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
         .map_or("unknown processor", |(_, model)| model.trim());
     let count = std::thread::available_parallelism().map_or(0, usize::from);
-    format!("{count} x {model}")
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or("?");
+    if load.parse::<f64>().is_ok_and(|load| load > BUSY) {
+        println!("this machine is busy (load {load}): what is measured now means little");
+    }
+    format!("{count} x {model}, load {load} before")
 }
