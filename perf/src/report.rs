@@ -219,7 +219,8 @@ fn gain(first: &Figure, second: &Figure) -> String {
         Better::Lower => first_value / second_value,
         Better::Higher => second_value / first_value,
     };
-    if gain.is_finite() {
+    // What only one of them has cannot be compared.
+    if gain.is_finite() && gain > 0.0 {
         format!("{gain:.2}")
     } else {
         String::new()

@@ -15,8 +15,12 @@ use crate::setup::{self, KernelFlavour, KernelSource};
 
 /// How long the runner may take.
 const LIMIT: Duration = Duration::from_secs(90 * 60);
-/// The load of the machine from which on figures are not to be trusted.
-const BUSY: f64 = 0.5;
+/// How long to look whether the machine is idle.
+const LOOK: Duration = Duration::from_secs(2);
+/// The kernel's ticks in a second, in which it tells processor time.
+const TICKS: f64 = 100.0;
+/// From so many busy processors on figures are not to be trusted.
+const BUSY: f64 = 0.3;
 /// The file in the runner's folder that its results go to.
 const RESULT: &str = "perf.json";
 
@@ -94,7 +98,7 @@ pub fn main(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// This machine's processors, and how busy they are with other things, in words.
+/// This machine's processors, and how many of them are busy with other things, in words.
 fn machine() -> String {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo
@@ -102,10 +106,25 @@ fn machine() -> String {
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
         .map_or("unknown processor", |(_, model)| model.trim());
     let count = std::thread::available_parallelism().map_or(0, usize::from);
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').next().unwrap_or("?");
-    if load.parse::<f64>().is_ok_and(|load| load > BUSY) {
-        println!("this machine is busy (load {load}): what is measured now means little");
+    let before = idle();
+    std::thread::sleep(LOOK);
+    let busy = before.zip(idle()).map(|(before, now)| {
+        let idle = (now - before) as f64 / TICKS / LOOK.as_secs_f64();
+        (count as f64 - idle).max(0.0)
+    });
+    let Some(busy) = busy else {
+        return format!("{count} x {model}");
+    };
+    if busy > BUSY {
+        println!("{busy:.1} of {count} processors are busy: what is measured now means little");
     }
-    format!("{count} x {model}, load {load} before")
+    format!("{count} x {model}, {busy:.1} of them busy before")
+}
+
+/// Ticks in which processors were idle, or waiting for a disk.
+fn idle() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    // "cpu USER NICE SYSTEM IDLE IOWAIT ..."
+    let mut ticks = stat.lines().next()?.split_whitespace().skip(4);
+    Some(ticks.next()?.parse::<u64>().ok()? + ticks.next()?.parse::<u64>().ok()?)
 }
