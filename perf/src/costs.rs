@@ -35,8 +35,8 @@ struct GuestCounts {
     ivpci: BTreeMap<String, u64>,
     /// SMC's.
     smc: Statistics,
-    /// Ticks in which it was not idle.
-    busy: u64,
+    /// Ticks in which it was not idle, before the other counters were read and after: to read them takes some, too.
+    busy: [u64; 2],
     /// Memory that is available, in KiB.
     available: u64,
 }
@@ -99,7 +99,9 @@ impl Snapshot {
             counts.insert((*name).to_owned(), count.saturating_sub(before) as f64);
         }
         let pairs = || before.guests.iter().zip(&guests);
-        let busy: u64 = pairs().map(|(before, now)| now.busy - before.busy).sum();
+        let busy: u64 = pairs()
+            .map(|(before, now)| now.busy[0] - before.busy[1])
+            .sum();
         counts.insert("guest CPU".to_owned(), busy as f64 / TICKS);
         if guests.iter().all(|guest| !guest.ivpci.is_empty()) {
             for (counter, name) in COUNTERS {
@@ -199,8 +201,8 @@ fn difference(before: &Statistics, now: &Statistics) -> Statistics {
 /// Asks a guest for its counters, in one go.
 fn counts(guest: &mut Running) -> Result<GuestCounts> {
     let text = guest.shell(
-        "cat /sys/kernel/debug/ivpci/*/counters 2>/dev/null; echo; head -n1 /proc/stat; \
-         grep MemAvailable: /proc/meminfo; ivsmc-guest status --json",
+        "read -r first </proc/stat; cat /sys/kernel/debug/ivpci/*/counters 2>/dev/null; echo; \
+         grep MemAvailable: /proc/meminfo; ivsmc-guest status --json; echo \"$first\"; head -n1 /proc/stat",
     )?;
     parse(&text).with_context(|| format!("counters of guest {}: {text}", guest.guest().name()))
 }
@@ -211,9 +213,10 @@ fn parse(text: &str) -> Result<GuestCounts> {
     let (counters, rest) = text.split_once("\n\n").context("no empty line")?;
     let mut lines = rest.lines();
     let mut line = || lines.next().context("too few lines");
-    let busy = busy(line()?).context("/proc/stat")?;
     let available = line()?.split_whitespace().nth(1).context("/proc/meminfo")?;
     let status: Status = serde_json::from_str(line()?)?;
+    let mut busy = || busy(line()?).context("/proc/stat");
+    let busy = [busy()?, busy()?];
     Ok(GuestCounts {
         ivpci: guest::counters(counters.trim_start())?,
         smc: status.statistics,
@@ -259,12 +262,14 @@ mod tests {
             "server_connections":2,"client_fallbacks":0,"server_fallbacks":0,"sent_bytes":9,"received_bytes":0,
             "sends":1,"receives":0,"receive_buffers":0,"send_buffers":0}}"#
             .replace('\n', "");
-        let rest = format!("\ncpu  10 1 20 500 7 3 4 0 0 0\nMemAvailable:     400 kB\n{status}\n");
+        let rest = format!(
+            "\nMemAvailable:     400 kB\n{status}\ncpu  10 1 20 500 7 3 4 0 0 0\ncpu  10 1 22 500 7 3 4 0 0\n"
+        );
         let none = parse(&rest).unwrap();
         assert!(none.ivpci.is_empty());
         assert_eq!(
             (none.busy, none.available, none.smc.sent_bytes),
-            (38, 400, 9)
+            ([38, 40], 400, 9)
         );
         let some = parse(&format!("doorbells 5\npolls 6\n{rest}")).unwrap();
         assert_eq!(some.ivpci["polls"], 6);

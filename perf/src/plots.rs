@@ -130,7 +130,10 @@ fn draw_lines(results: &Results, lines: &Lines) -> Result<Option<String>> {
     let Some(x) = around(points().map(|(at, _)| *at)) else {
         return Ok(None);
     };
-    let values = points().map(|(_, figure)| figure.median());
+    let values = points().flat_map(|(_, figure)| {
+        let (least, greatest) = figure.range();
+        [least, greatest]
+    });
     let Some(y) = around(values.chain(limit.map(Figure::median))) else {
         return Ok(None);
     };
