@@ -4,13 +4,11 @@
 //! That it was SMC-D is proved by SMC's own diagnosis on both sides while sockperf's connection is
 //! there; if anything fell back, the demo says so and fails.
 
-use crate::guest::Mode;
-use crate::lab::{Lab, Platform, VmmKind};
+use crate::lab::Lab;
+use crate::measure::{self, TRANSPORTS, Transport, backend, median};
 use crate::pair::Pair;
-use crate::sockperf::{self, Latency};
+use crate::sockperf::{self, Proof, Server};
 use anyhow::{Context, Result, bail, ensure};
-use ivsmc_guest::connections::{Connection, Mode as How};
-use ivsmc_traffic::agent::Command;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -28,61 +26,9 @@ const THROUGHPUT_MESSAGE: u32 = 65507;
 const ROUNDS: usize = 3;
 /// Seconds of one measurement, beside what sockperf needs to warm up.
 const SECONDS: u32 = 2;
-/// Seconds for which the connection is idle before: time to look at it without disturbing anything.
-const IDLE: u32 = 1;
-/// How long ivpci may poll in the lab, in microseconds. There everything takes some 50 times as long as on a real
-/// processor, for which its default of 100 is made.
-const LAB_POLL_US: u32 = 5000;
-/// What moves the frames of a VMM's virtio-net.
-fn backend(vmm: VmmKind) -> &'static str {
-    match vmm {
-        VmmKind::Reference => "vhost-net",
-        VmmKind::CloudHypervisor => "Cloud Hypervisor's own",
-        VmmKind::Qemu => "QEMU's own",
-    }
-}
 
-/// How long sockperf may take to connect, and a server to end.
+/// How long redis-server may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// How data moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Transport {
-    TcpVirtioNet,
-    SmcdCopy,
-    SmcdNocopy,
-}
-
-const TRANSPORTS: [Transport; 3] = [
-    Transport::TcpVirtioNet,
-    Transport::SmcdCopy,
-    Transport::SmcdNocopy,
-];
-
-impl Transport {
-    /// Its name; `backend` is what there is behind virtio-net.
-    fn words(self, backend: &str) -> String {
-        match self {
-            Transport::TcpVirtioNet => format!("TCP over virtio-net ({backend})"),
-            Transport::SmcdCopy => "SMC-D, copying".to_owned(),
-            Transport::SmcdNocopy => "SMC-D, no copy".to_owned(),
-        }
-    }
-
-    fn is_smc(self) -> bool {
-        self != Transport::TcpVirtioNet
-    }
-
-    /// What the driver has to be for it; TCP does not care.
-    fn mode(self) -> Option<Mode> {
-        match self {
-            Transport::TcpVirtioNet => None,
-            Transport::SmcdCopy => Some(Mode::Copy),
-            Transport::SmcdNocopy => Some(Mode::NoCopy),
-        }
-    }
-}
 
 /// A line of the table.
 #[derive(Debug, Serialize)]
@@ -144,12 +90,8 @@ pub fn run(lab: &Lab) -> Result<()> {
     ));
     let mut pair = Pair::boot(lab)?;
     step("both are up, and so is the ivsmc link between them");
-    if std::thread::available_parallelism()?.get() > 1 {
-        // Two processors that poll on one would wait for each other's turn.
-        pair.a.pin(0)?;
-        pair.b.pin(1)?;
-    }
-    let result = measure(lab, &mut pair, &step);
+    measure::pin(&pair)?;
+    let result = rounds(lab, &mut pair, &step);
     let (table, redis) = result.map_err(|error| pair.explain(error))?;
 
     println!("\n{}\n{redis}", render(&table));
@@ -159,7 +101,7 @@ pub fn run(lab: &Lab) -> Result<()> {
     pair.check_health()
 }
 
-fn measure(lab: &Lab, pair: &mut Pair, step: &dyn Fn(&str)) -> Result<(Table, String)> {
+fn rounds(lab: &Lab, pair: &mut Pair, step: &dyn Fn(&str)) -> Result<(Table, String)> {
     let mut samples = TRANSPORTS.map(|_| Samples::default());
     let mut ports = FIRST_PORT..;
     for round in 1..=ROUNDS {
@@ -168,12 +110,7 @@ fn measure(lab: &Lab, pair: &mut Pair, step: &dyn Fn(&str)) -> Result<(Table, St
                 "round {round} of {ROUNDS}: {}",
                 transport.words(backend(lab.vmm))
             ));
-            if let Some(mode) = transport.mode() {
-                pair.set_mode(mode)?;
-                if lab.platform == Platform::Lab {
-                    poll_for(pair, LAB_POLL_US)?;
-                }
-            }
+            transport.prepare(lab, pair)?;
             let port = ports.next().context("no port is left")?;
             sample(pair, transport, port, samples)?;
         }
@@ -214,151 +151,47 @@ fn measure(lab: &Lab, pair: &mut Pair, step: &dyn Fn(&str)) -> Result<(Table, St
     ))
 }
 
-/// Sets the upper bound of ivpci's polling in both guests.
-fn poll_for(pair: &mut Pair, microseconds: u32) -> Result<()> {
-    let line = format!("echo {microseconds} >/sys/module/ivpci/parameters/poll_us");
-    pair.a.shell(&line)?;
-    pair.b.shell(&line).map(drop)
-}
-
 /// One measurement of latency and one of throughput.
 fn sample(pair: &mut Pair, transport: Transport, port: u16, samples: &mut Samples) -> Result<()> {
-    let server = program(
-        transport.is_smc(),
-        &format!("sockperf server --tcp -p {port}"),
-    );
-    let server = pair.a.start_server(&server, port)?;
-    let output = client(
-        pair,
-        transport,
-        port,
-        samples,
-        &format!("ping-pong -m {LATENCY_MESSAGE}"),
-    )?;
-    let Latency { p50, p99 } = sockperf::latency(&output)?;
-    samples.p50.push(p50);
-    samples.p99.push(p99);
-    let output = client(
-        pair,
-        transport,
-        port,
-        samples,
-        &format!("throughput -m {THROUGHPUT_MESSAGE}"),
-    )?;
-    samples.throughput.push(sockperf::throughput(&output)?);
-    pair.a.agent().kill(server, libc::SIGKILL)?;
-    pair.a
-        .agent()
-        .wait(server, PATIENCE)?
-        .context("sockperf's server does not end")?;
-    Ok(())
-}
-
-/// Runs sockperf's client, and looks at its connection on both sides before it sends.
-fn client(
-    pair: &mut Pair,
-    transport: Transport,
-    port: u16,
-    samples: &mut Samples,
-    what: &str,
-) -> Result<String> {
-    let address = pair.a.address();
-    let line = format!(
-        "sockperf {what} --tcp -i {address} -p {port} -t {SECONDS} --pre-warmup-wait {IDLE}"
-    );
-    let id = pair.b.agent().spawn(&program(transport.is_smc(), &line))?;
-    if transport.is_smc() {
-        match proof(pair, port)? {
-            Proof::SmcD => samples.smcd += 1,
-            Proof::FellBack(reason) => samples.fallbacks.push(reason),
+    let server = Server::start(pair, transport, port)?;
+    let mut client = |what: &str| {
+        let (output, proof) = server.client(pair, what, SECONDS, |_| Ok(()))?;
+        match proof {
+            None => {}
+            Some(Proof::SmcD) => samples.smcd += 1,
+            Some(Proof::FellBack(reason)) => samples.fallbacks.push(reason),
         }
-    }
-    let outcome = pair
-        .b
-        .agent()
-        .wait(id, Duration::from_secs(60))?
-        .with_context(|| format!("`{line}` does not end"))?;
-    ensure!(outcome.success(), "`{line}`: {outcome}");
-    Ok(outcome.stdout)
-}
-
-enum Proof {
-    SmcD,
-    FellBack(String),
-}
-
-/// Waits for sockperf's connection and says what SMC's diagnosis has on both sides.
-fn proof(pair: &mut Pair, port: u16) -> Result<Proof> {
-    let start = Instant::now();
-    loop {
-        let there = pair
-            .b
-            .status()?
-            .connections
-            .into_iter()
-            .find(|c| c.peer_port == port && active(c));
-        if let Some(there) = there {
-            let here = pair
-                .a
-                .status()?
-                .connections
-                .into_iter()
-                .find(|c| c.local_port == port && c.peer_port == there.local_port && active(c));
-            return match (&here, &there.mode) {
-                (
-                    Some(Connection {
-                        mode: How::SmcD,
-                        dmb: Some(here),
-                        ..
-                    }),
-                    How::SmcD,
-                ) if there.dmb.as_ref().is_some_and(|there| here.mirrors(there)) => Ok(Proof::SmcD),
-                (_, How::Tcp) => Ok(Proof::FellBack(there.reason)),
-                _ => bail!("the two sides do not agree: {here:?} and {there:?}"),
-            };
-        }
-        ensure!(
-            start.elapsed() < PATIENCE,
-            "sockperf's connection does not appear"
-        );
-    }
-}
-
-fn active(connection: &Connection) -> bool {
-    connection.is_connected() && connection.state == "active"
-}
-
-fn program(smc: bool, line: &str) -> Command {
-    let prefix: &[&str] = if smc { &["ivsmc-guest", "run"] } else { &[] };
-    Command::new(prefix.iter().copied().chain(line.split_whitespace()))
+        anyhow::Ok(output)
+    };
+    let latency = sockperf::latency(&client(&format!("ping-pong -m {LATENCY_MESSAGE}"))?)?;
+    let throughput =
+        sockperf::throughput(&client(&format!("throughput -m {THROUGHPUT_MESSAGE}"))?)?;
+    samples.p50.push(latency.p50);
+    samples.p99.push(latency.p99);
+    samples.throughput.push(throughput);
+    server.stop(pair)
 }
 
 /// redis over TCP and over SMC-D: requests per second.
 fn redis(pair: &mut Pair, backend: &str) -> Result<String> {
     let mut text = String::from("redis-benchmark, requests per second:\n");
-    for (smc, port, transport) in [
-        (false, REDIS_TCP, Transport::TcpVirtioNet),
-        (true, REDIS_SMC, Transport::SmcdNocopy),
+    for (port, transport) in [
+        (REDIS_TCP, Transport::TcpVirtioNet),
+        (REDIS_SMC, Transport::SmcdNocopy),
     ] {
         let server = format!(
             "redis-server --port {port} --bind 0.0.0.0 --protected-mode no --save --appendonly no"
         );
-        let id = pair.a.start_server(&program(smc, &server), port)?;
+        let id = pair.a.start_server(&transport.program(&server), port)?;
         let address = pair.a.address();
         let client =
             format!("redis-benchmark -h {address} -p {port} -t set,get -n 3000 -c 4 -d 64 --csv");
         let output = pair
             .b
-            .check(&program(smc, &client).timeout(Duration::from_secs(60)))?;
-        let numbers: Vec<String> = output
-            .lines()
-            .map(|line| {
-                line.split(',')
-                    .map(|field| field.trim_matches('"'))
-                    .collect::<Vec<_>>()
-            })
-            .filter(|fields| fields.len() > 1 && (fields[0] == "SET" || fields[0] == "GET"))
-            .map(|fields| format!("{} {:>10}", fields[0], fields[1]))
+            .check(&transport.program(&client).timeout(Duration::from_secs(60)))?;
+        let numbers: Vec<String> = redis_rates(&output)
+            .into_iter()
+            .map(|(test, rate)| format!("{test} {rate:>10.2}"))
             .collect();
         ensure!(numbers.len() == 2, "`{client}` gave no result: {output}");
         let _ = writeln!(
@@ -376,10 +209,16 @@ fn redis(pair: &mut Pair, backend: &str) -> Result<String> {
     Ok(text)
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+/// SET's and GET's requests per second in what `redis-benchmark --csv` writes.
+pub fn redis_rates(output: &str) -> Vec<(&str, f64)> {
+    let rate = |line: &str| {
+        let mut fields = line.split(',').map(|field| field.trim_matches('"'));
+        let test = ["SET", "GET"]
+            .into_iter()
+            .find(|test| line.starts_with(&format!("\"{test}\"")))?;
+        Some((test, fields.nth(1)?.parse().ok()?))
+    };
+    output.lines().filter_map(rate).collect()
 }
 
 fn render(table: &Table) -> String {
@@ -428,6 +267,7 @@ fn render(table: &Table) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::VmmKind;
 
     #[test]
     fn the_json_is_what_was_agreed() {

@@ -283,14 +283,7 @@ impl Running {
 
     /// ivpci's counters.
     pub fn counters(&mut self) -> Result<BTreeMap<String, u64>> {
-        let text = self.shell("cat /sys/kernel/debug/ivpci/*/counters")?;
-        text.lines()
-            .map(|line| {
-                let (name, value) = line.split_once(' ').context("no value")?;
-                Ok((name.to_owned(), value.trim().parse()?))
-            })
-            .collect::<Result<_>>()
-            .with_context(|| format!("counters: {text}"))
+        counters(&self.shell("cat /sys/kernel/debug/ivpci/*/counters")?)
     }
 
     /// How many DMBs ivpci has: in use, no longer in use but not free yet, and attached ones of peers.
@@ -447,6 +440,17 @@ impl Running {
     pub fn tails(&self) -> String {
         self.vmm.tails()
     }
+}
+
+/// ivpci's counters in its file `counters`: a name and a value on each line.
+pub fn counters(text: &str) -> Result<BTreeMap<String, u64>> {
+    text.lines()
+        .map(|line| {
+            let (name, value) = line.split_once(' ').context("no value")?;
+            Ok((name.to_owned(), value.trim().parse()?))
+        })
+        .collect::<Result<_>>()
+        .with_context(|| format!("counters: {text}"))
 }
 
 /// What begins a report of a kernel's checks.

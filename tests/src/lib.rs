@@ -12,6 +12,8 @@
 //! | [`guest`] | a guest: its making, what it is asked to do, its state of health |
 //! | [`hostile`] | a guest that attacks the other through their window |
 //! | [`pair`] | two guests that are each other's peers |
+//! | [`measure`] | how data moves, and guests that are ready to be measured |
+//! | [`sockperf`] | sockperf between the guests, with proof of what its connection was |
 //! | [`demo`] | TCP over virtio-net and SMC-D, measured by sockperf |
 //! | [`soak`] | traffic of all kinds for long |
 //! | [`suite`] | the tests |
@@ -23,11 +25,12 @@ pub mod guest;
 pub mod hostile;
 pub mod intruder;
 pub mod lab;
+pub mod measure;
 pub mod network;
 pub mod pair;
 pub mod process;
 pub mod qemu;
 pub mod soak;
-mod sockperf;
+pub mod sockperf;
 pub mod suite;
 pub mod vmm;

@@ -35,7 +35,14 @@ pub fn main(options: &Options) -> Result<()> {
     options.run.check()?;
     let prepared = setup::prepare(&options.source, options.flavour.kernel)?;
     let arguments = ["demo".to_owned()];
-    let outcome = run::runner(&prepared, &options.run, "demo", &arguments, LIMIT)?;
+    let outcome = run::runner(
+        &prepared,
+        &options.run,
+        &prepared.programs.lab,
+        "demo",
+        &arguments,
+        LIMIT,
+    )?;
     let result = outcome.out.join(RESULT);
     if let Some(json) = &options.json
         && result.exists()

@@ -3,7 +3,7 @@
 //!
 //! - [`setup`] prepares: [`prerequisites`] (packages), [`kernel_source`], [`kernel`], [`module`] (ivpci),
 //!   [`programs`] (everything in Rust), [`image`] (initramfs of guest and lab VM).
-//! - [`demo`] and [`mod@test`] prepare, then [`run`] the runner `ivsmc-lab` where [`platform`] says: on this
+//! - [`demo`], [`perf`] and [`mod@test`] prepare, then [`run`] their runner where [`platform`] says: on this
 //!   machine's KVM, or in the [`lab_vm`].
 //! - [`patch_vmm`] brings the device into a checkout of Cloud Hypervisor, by [`diff`]s.
 //! - [`cache`] is the folder outside the repository where everything that is built is kept; [`process`]
@@ -18,6 +18,7 @@ mod kernel_source;
 mod lab_vm;
 mod module;
 mod patch_vmm;
+mod perf;
 mod platform;
 mod prerequisites;
 mod process;
@@ -32,7 +33,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// Prepares this machine for ivsmc, and runs its demo and its tests.
+/// Prepares this machine for ivsmc, and runs its demo, its tests and its performance suite.
 ///
 /// Whatever is missing is fetched or built first, once: packages (apt-get, as root), the guests' kernel
 /// with ivpci, the guests' image, the VMM. It is kept in $IVSMC_CACHE, else $XDG_CACHE_HOME/ivsmc, else
@@ -46,12 +47,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Fetch and build everything that demo and test need, and run nothing.
+    /// Fetch and build everything that demo, test and perf need, and run nothing.
     Setup(setup::Options),
     /// Boot two guests, run the same TCP program over virtio-net and over SMC-D, print a table.
     Demo(demo::Options),
     /// Run every test: unit tests, the driver's checks, the suite of two guests.
     Test(test::Options),
+    /// Measure TCP over virtio-net and SMC-D side by side, and what they cost; make a report with plots.
+    Perf(perf::Options),
     /// Run the lab's runner by hand, with arguments of your own (`cargo xtask lab -- --help`).
     Lab(run::LabOptions),
     /// Bring the device into a checkout of Cloud Hypervisor v53.0; fetch and build nothing.
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Setup(options) => setup::main(&options),
         Command::Demo(options) => demo::main(&options),
         Command::Test(options) => test::main(&options),
+        Command::Perf(options) => perf::main(&options),
         Command::Lab(options) => run::lab(&options),
         Command::PatchVmm(options) => patch_vmm::main(&options),
     };

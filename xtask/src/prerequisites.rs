@@ -29,10 +29,13 @@ const BUILD: [&str; 14] = [
 ];
 
 /// To run the guests, and to be run in them.
-const RUN: [&str; 6] = [
+const RUN: [&str; 9] = [
     "busybox-static",
     "sockperf",
     "redis-tools",
+    "iperf3",
+    "civetweb",
+    "wrk",
     "qemu-system-x86",
     "iproute2",
     "util-linux",

@@ -17,8 +17,10 @@ pub struct Programs {
     pub guest_tool: PathBuf,
     /// The tests' traffic generator and agent.
     pub traffic: PathBuf,
-    /// The runner that boots the guests.
-    pub runner: PathBuf,
+    /// The runner of demo and tests.
+    pub lab: PathBuf,
+    /// The runner that measures.
+    pub perf: PathBuf,
     /// The embedded VMM.
     pub vmm: PathBuf,
 }
@@ -44,7 +46,13 @@ pub fn build(cache: &Cache, repository: &Path) -> Result<Programs> {
     // built for what this one has.
     let clone = Key::default().text("repository", &repository.to_string_lossy());
     let target = cache.path(format!("target-{}", clone.finish()));
-    let packages = ["ivsmc-guest", "ivsmc-traffic", "ivsmc-lab", "vmm-reference"];
+    let packages = [
+        "ivsmc-guest",
+        "ivsmc-traffic",
+        "ivsmc-lab",
+        "ivsmc-perf",
+        "vmm-reference",
+    ];
     let mut command = cargo(repository);
     command
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
@@ -65,7 +73,8 @@ pub fn build(cache: &Cache, repository: &Path) -> Result<Programs> {
     Ok(Programs {
         guest_tool: program("ivsmc-guest"),
         traffic: program("ivsmc-traffic"),
-        runner: program("ivsmc-lab"),
+        lab: program("ivsmc-lab"),
+        perf: program("ivsmc-perf"),
         vmm: program("vmm-reference"),
     })
 }

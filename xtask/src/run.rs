@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Running the runner, `ivsmc-lab`, where the platform says.
+//! Running a runner, `ivsmc-lab` or `ivsmc-perf`, where the platform says.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -92,7 +92,14 @@ pub fn lab(options: &LabOptions) -> Result<()> {
     options.run.check()?;
     let prepared = setup::prepare(&options.source, options.flavour.kernel)?;
     let hour = Duration::from_secs(3600);
-    let outcome = runner(&prepared, &options.run, "lab", &options.arguments, hour)?;
+    let outcome = runner(
+        &prepared,
+        &options.run,
+        &prepared.programs.lab,
+        "lab",
+        &options.arguments,
+        hour,
+    )?;
     println!("logs: {}", outcome.out.display());
     ensure!(
         outcome.status == 0,
@@ -102,18 +109,19 @@ pub fn lab(options: &LabOptions) -> Result<()> {
     Ok(())
 }
 
-/// Runs the runner where the platform says. `name` names the folder of its logs; a run's are there until the
+/// Runs `program`, a runner, where the platform says. `name` names the folder of its logs; a run's are there until the
 /// next of that name.
 pub fn runner(
     prepared: &Prepared,
     options: &RunOptions,
+    program: &Path,
     name: &str,
     arguments: &[String],
     limit: Duration,
 ) -> Result<Outcome> {
     match platform::choose(options.platform) {
-        Platform::Kvm => runner_here(prepared, options, name, arguments, limit),
-        Platform::Lab => runner_in_lab(prepared, options, name, arguments, limit),
+        Platform::Kvm => runner_here(prepared, options, program, name, arguments, limit),
+        Platform::Lab => runner_in_lab(prepared, options, program, name, arguments, limit),
     }
 }
 
@@ -121,13 +129,14 @@ pub fn runner(
 pub fn runner_here(
     prepared: &Prepared,
     options: &RunOptions,
+    program: &Path,
     name: &str,
     arguments: &[String],
     limit: Duration,
 ) -> Result<Outcome> {
-    let (folder, outcome) = run_folder(prepared, options, name)?;
+    let (folder, outcome) = run_folder(prepared, options, program, name)?;
     let stage = folder.join("stage");
-    let mut command = platform::apart(&stage.join("ivsmc-lab"))?;
+    let mut command = platform::apart(&stage.join("runner"))?;
     command
         .args(arguments)
         .envs(environment(
@@ -149,6 +158,7 @@ pub fn runner_here(
 fn runner_in_lab(
     prepared: &Prepared,
     options: &RunOptions,
+    program: &Path,
     name: &str,
     arguments: &[String],
     limit: Duration,
@@ -157,7 +167,7 @@ fn runner_in_lab(
         !arguments.iter().any(|argument| argument.contains('\n')),
         "an argument for the lab VM has more than one line"
     );
-    let (folder, outcome) = run_folder(prepared, options, name)?;
+    let (folder, outcome) = run_folder(prepared, options, program, name)?;
     let (stage, out) = (Path::new("/stage"), Path::new("/host/out"));
     let kernel = &prepared.guest_kernel;
     let environment: String = environment(stage, out, Platform::Lab, options.vmm, kernel)
@@ -181,11 +191,16 @@ fn runner_in_lab(
 }
 
 /// Makes the folder of a run, with all that the runner needs, and what will be its outcome.
-fn run_folder(prepared: &Prepared, options: &RunOptions, name: &str) -> Result<(PathBuf, Outcome)> {
+fn run_folder(
+    prepared: &Prepared,
+    options: &RunOptions,
+    program: &Path,
+    name: &str,
+) -> Result<(PathBuf, Outcome)> {
     let folder = prepared.cache.fresh(Path::new("run").join(name))?;
     let out = folder.join("out");
     fs::create_dir_all(&out)?;
-    fill_stage(prepared, options, &folder.join("stage"))?;
+    fill_stage(prepared, options, program, &folder.join("stage"))?;
     let log = folder.join("runner.log");
     Ok((
         folder,
@@ -220,11 +235,16 @@ fn environment(
 }
 
 /// Puts together what the runner runs.
-fn fill_stage(prepared: &Prepared, options: &RunOptions, stage: &Path) -> Result<()> {
+fn fill_stage(
+    prepared: &Prepared,
+    options: &RunOptions,
+    runner: &Path,
+    stage: &Path,
+) -> Result<()> {
     fs::create_dir_all(stage)?;
     image::copy(&prepared.guest_kernel.image(), &stage.join("bzImage"))?;
     image::copy(&prepared.guest_image, &stage.join("guest.cpio"))?;
-    programs::install(&prepared.programs.runner, &stage.join("ivsmc-lab"))?;
+    programs::install(runner, &stage.join("runner"))?;
     let own = options.vmm == Vmm::Reference;
     let embedded = Some(&prepared.programs.vmm).filter(|_| own);
     if let Some(program) = options.vmm_binary.as_ref().or(embedded) {

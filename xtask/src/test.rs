@@ -223,7 +223,14 @@ fn two_guests(prepared: &Prepared, options: &Options) -> Result<Tally> {
     let mut arguments = vec!["suite".to_owned()];
     arguments.extend(options.filter.clone());
     let limit = LIMITS[usize::from(options.flavour.kernel.is_debug())];
-    let outcome = run::runner(prepared, &options.run, "test", &arguments, limit)?;
+    let outcome = run::runner(
+        prepared,
+        &options.run,
+        &prepared.programs.lab,
+        "test",
+        &arguments,
+        limit,
+    )?;
     let output = fs::read(&outcome.log)?;
     let mut tally = Tally::of_output(&String::from_utf8_lossy(&output), outcome.status == 0);
     tally += kernels_reports(&outcome, "no report of the guests' kernels")?;
@@ -231,7 +238,14 @@ fn two_guests(prepared: &Prepared, options: &Options) -> Result<Tally> {
     if options.filter.is_none() {
         heading("ivpci on QEMU's ivshmem-doorbell");
         let arguments = ["qemu-ivshmem".to_owned()];
-        let outcome = run::runner_here(prepared, &options.run, "test-qemu", &arguments, limit)?;
+        let outcome = run::runner_here(
+            prepared,
+            &options.run,
+            &prepared.programs.lab,
+            "test-qemu",
+            &arguments,
+            limit,
+        )?;
         tally += verdict("ivpci in two QEMU guests", outcome.status == 0);
         tally += kernels_reports(&outcome, "no report of QEMU's guests' kernels")?;
     }

@@ -5,6 +5,7 @@
 //! - [`connections`]: what SMC's own diagnosis says of every SMC socket.
 //! - [`status`]: all of that and of what follows, at once.
 //! - [`devices`] and [`ueid`]: the SMC-D devices, and the identifiers that peers must share.
+//! - [`statistics`]: what SMC has counted.
 //! - [`reason`]: the kernel's codes in words.
 //! - [`warm`]: a connection to each peer that is kept.
 //! - [`socket`]: TCP and SMC sockets.
@@ -17,6 +18,7 @@ pub mod netlink;
 pub mod reason;
 pub mod run;
 pub mod socket;
+pub mod statistics;
 pub mod status;
 pub mod ueid;
 mod uevent;

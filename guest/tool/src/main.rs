@@ -2,6 +2,7 @@
 //! `ivsmc-guest`: SMC-D for the user of a guest.
 
 use clap::{Parser, Subcommand};
+use ivsmc_guest::statistics::Statistics;
 use ivsmc_guest::status::Status;
 use ivsmc_guest::{run, ueid, warm};
 use std::ffi::OsString;
@@ -140,6 +141,17 @@ fn print_status(status: &Status) {
         names => names.join(", "),
     };
     println!("UEIDs: {ueids}");
+    let Statistics {
+        client_connections,
+        server_connections,
+        client_fallbacks,
+        server_fallbacks,
+        ..
+    } = status.statistics;
+    println!(
+        "So far: {client_connections} opened and {server_connections} accepted over SMC-D; \
+         {client_fallbacks} and {server_fallbacks} fell back to TCP"
+    );
     println!("Connections:");
     println!(
         "  {:<6} {:<8} {:<24} {:<24} detail",

@@ -3,6 +3,7 @@
 
 use crate::connections::{self, Connection};
 use crate::devices::{self, Device};
+use crate::statistics::Statistics;
 use crate::ueid;
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,8 @@ pub struct Status {
     pub ueids: Vec<String>,
     /// The SMC sockets.
     pub connections: Vec<Connection>,
+    /// What SMC has counted since the system began.
+    pub statistics: Statistics,
 }
 
 impl Status {
@@ -24,6 +27,7 @@ impl Status {
             devices: devices::list()?,
             ueids: ueid::list()?,
             connections: connections::list()?,
+            statistics: Statistics::now()?,
         })
     }
 }

@@ -7,14 +7,13 @@
 //! there is something new; so there has to be traffic meanwhile.
 
 use crate::ivshmem;
+use crate::mapping::Mapping;
 use crate::pattern::Random;
 use crate::service::Failure;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::fd::AsRawFd;
-use std::ptr::NonNull;
+use std::fs::{self, OpenOptions};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 const CONTROL_AREA: usize = 64 << 10;
@@ -60,8 +59,10 @@ pub fn mutate(count: u64, seed: u64) -> Result<Mutations, Failure> {
         // A few in a row, so that one is there when the peer looks.
         for _ in 0..1 + random.below(16) {
             let at = buffer.offset + CURSORS + 8 * random.below(2) as usize;
-            let word = window.read(at);
-            window.write(at, mutated(word, buffer.length - HEADER, &mut random));
+            let word = window.memory.read(at);
+            window
+                .memory
+                .write(at, mutated(word, buffer.length - HEADER, &mut random));
             done.mutations += 1;
             for _ in 0..random.below(500) {
                 std::hint::spin_loop();
@@ -123,8 +124,7 @@ struct Buffer {
 
 /// The window of the link that is up.
 struct Window {
-    address: NonNull<u64>,
-    size: usize,
+    memory: Mapping,
     peers_side: usize,
 }
 
@@ -141,11 +141,10 @@ impl Window {
             .read(true)
             .write(true)
             .open(device.join("resource2"))?;
-        let address = map(&file, number * size, size)
+        let memory = Mapping::new(file.as_fd(), (number * size) as u64, size)
             .map_err(|error| format!("{}: mmap: {error}", device.join("resource2").display()))?;
         Ok(Window {
-            address,
-            size,
+            memory,
             peers_side: 1 - side,
         })
     }
@@ -155,14 +154,14 @@ impl Window {
         for _ in 0..SLOTS {
             *slot = (*slot + 1) % SLOTS;
             let entry = CONTROL_AREA * self.peers_side + DIRECTORY + 16 * *slot as usize;
-            let (token, place) = (self.read(entry), self.read(entry + 8));
+            let (token, place): (u64, u64) = (self.memory.read(entry), self.memory.read(entry + 8));
             let offset = ((place as u32) as usize) << 12;
             let length = (place >> 32) as u32;
             // The peer may be about to change the entry.
             if token != 0
                 && length > HEADER
                 && offset >= 2 * CONTROL_AREA
-                && offset + length as usize <= self.size
+                && offset + length as usize <= self.memory.size()
             {
                 return Some(Buffer {
                     token,
@@ -172,32 +171,6 @@ impl Window {
             }
         }
         None
-    }
-
-    fn word(&self, offset: usize) -> *mut u64 {
-        assert!(
-            offset.is_multiple_of(8) && offset < self.size,
-            "{offset:#x} is outside the window"
-        );
-        // SAFETY: within the mapping, as was just checked.
-        unsafe { self.address.as_ptr().byte_add(offset) }
-    }
-
-    fn read(&self, offset: usize) -> u64 {
-        // SAFETY: an aligned word of the mapping, which lives as long as we do.
-        unsafe { self.word(offset).read_volatile() }
-    }
-
-    fn write(&self, offset: usize, value: u64) {
-        // SAFETY: an aligned word of the mapping, which lives as long as we do.
-        unsafe { self.word(offset).write_volatile(value) };
-    }
-}
-
-impl Drop for Window {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, which nothing refers to any more.
-        unsafe { libc::munmap(self.address.as_ptr().cast(), self.size) };
     }
 }
 
@@ -216,24 +189,6 @@ fn up(line: &str) -> Option<(usize, usize, usize)> {
         )),
         _ => None,
     }
-}
-
-fn map(file: &File, offset: usize, size: usize) -> io::Result<NonNull<u64>> {
-    // SAFETY: a new mapping at an address of the kernel's choice.
-    let address = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            size,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            file.as_raw_fd(),
-            i64::try_from(offset).map_err(io::Error::other)?,
-        )
-    };
-    if address == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    NonNull::new(address.cast()).ok_or_else(|| io::Error::other("a mapping at address 0"))
 }
 
 #[cfg(test)]

@@ -4,16 +4,15 @@
 //!
 //! It reaches the device as DPDK does in a VM, through VFIO without an IOMMU: uio_pci_generic has no MSI-X.
 
+use crate::mapping::Mapping;
 use crate::pattern::Pattern;
 use crate::service::Failure;
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::ptr::NonNull;
-use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 /// What is at the other end, and whether it is still there, has to show within this time.
@@ -26,7 +25,7 @@ mod register {
 }
 
 /// Where in the shared memory we work; what is before it belongs to whoever uses the memory otherwise.
-const SHARED: u64 = 1 << 20;
+pub(crate) const SHARED: u64 = 1 << 20;
 /// Bytes of it that are mapped.
 const SHARED_SIZE: usize = 64 << 10;
 /// What says that a receiver is ready.
@@ -56,27 +55,24 @@ const MESSAGE: usize = 1024;
 pub fn receive(count: u32) -> Result<(), Failure> {
     let device = Device::open()?;
     let shared = &device.shared;
-    shared.write(place::DONE, 0);
-    shared.write(
-        place::POSITION,
-        device.registers.read(register::IV_POSITION),
-    );
+    shared.write(place::DONE, 0u32);
+    shared.write(place::POSITION, device.position());
     shared.write(place::STATE, READY);
     let result = (1..=count).try_for_each(|number| {
         device.wait_for_interrupt()?;
-        let found = shared.read(place::NUMBER);
+        let found: u32 = shared.read(place::NUMBER);
         if found != number {
             return Err(format!("interrupt {number} came with message {found}").into());
         }
         let mut message = [0; MESSAGE];
         for (at, word) in message.chunks_exact_mut(4).enumerate() {
-            word.copy_from_slice(&shared.read(place::DATA + 4 * at).to_le_bytes());
+            word.copy_from_slice(&shared.read::<u32>(place::DATA + 4 * at).to_le_bytes());
         }
         Pattern::new(number.into()).check(&message)?;
         shared.write(place::DONE, number);
         Ok(())
     });
-    shared.write(place::STATE, 0);
+    shared.write(place::STATE, 0u32);
     result
 }
 
@@ -84,24 +80,22 @@ pub fn receive(count: u32) -> Result<(), Failure> {
 pub fn send(count: u32) -> Result<(), Failure> {
     let device = Device::open()?;
     let shared = &device.shared;
-    let own = device.registers.read(register::IV_POSITION);
+    let own = device.position();
     until("a receiver", || {
-        shared.read(place::STATE) == READY && shared.read(place::POSITION) != own
+        shared.read::<u32>(place::STATE) == READY && shared.read::<u32>(place::POSITION) != own
     })?;
-    let peer = shared.read(place::POSITION);
+    let peer: u32 = shared.read(place::POSITION);
     for number in 1..=count {
         let mut message = [0; MESSAGE];
         Pattern::new(number.into()).fill(&mut message);
         for (at, word) in message.chunks_exact(4).enumerate() {
-            let word = word.try_into().map(u32::from_le_bytes)?;
+            let word: u32 = word.try_into().map(u32::from_le_bytes)?;
             shared.write(place::DATA + 4 * at, word);
         }
         shared.write(place::NUMBER, number);
-        device
-            .registers
-            .write(register::DOORBELL, peer << 16 | VECTOR);
+        device.ring(peer);
         until(&format!("interrupt {number} at the receiver"), || {
-            shared.read(place::DONE) == number
+            shared.read::<u32>(place::DONE) == number
         })?;
     }
     Ok(())
@@ -229,7 +223,7 @@ fn done(what: &str, result: i32) -> Result<(), Failure> {
 }
 
 /// The device, ours.
-struct Device {
+pub(crate) struct Device {
     registers: Mapping,
     shared: Mapping,
     interrupts: Vec<File>,
@@ -238,7 +232,7 @@ struct Device {
 }
 
 impl Device {
-    fn open() -> Result<Self, Failure> {
+    pub(crate) fn open() -> Result<Self, Failure> {
         let (name, group) = bind()?;
         let file = |path: &Path| {
             OpenOptions::new()
@@ -269,9 +263,9 @@ impl Device {
             )?
         };
         let interrupts = take_interrupts(&device)?;
-        let registers = Mapping::new(&device, vfio::BAR0, 0, 4096)?;
-        let shared = Mapping::new(&device, vfio::BAR2, SHARED, SHARED_SIZE)?;
-        if shared.read(place::STATE) == u32::MAX {
+        let registers = map_region(&device, vfio::BAR0, 0, 4096)?;
+        let shared = map_region(&device, vfio::BAR2, SHARED, SHARED_SIZE)?;
+        if shared.read::<u32>(place::STATE) == u32::MAX {
             return Err("there is no memory behind BAR2: no link is up".into());
         }
         Ok(Device {
@@ -282,7 +276,24 @@ impl Device {
         })
     }
 
-    fn wait_for_interrupt(&self) -> Result<(), Failure> {
+    /// A part of the shared memory.
+    pub(crate) fn shared(&self) -> &Mapping {
+        &self.shared
+    }
+
+    /// Its number among those that share the memory.
+    pub(crate) fn position(&self) -> u32 {
+        self.registers.read(register::IV_POSITION)
+    }
+
+    /// Interrupts the one that has the number `peer`.
+    pub(crate) fn ring(&self, peer: u32) {
+        self.registers
+            .write(register::DOORBELL, peer << 16 | VECTOR);
+    }
+
+    /// Waits for an interrupt.
+    pub(crate) fn wait_for_interrupt(&self) -> Result<(), Failure> {
         let Some(mut interrupt) = self.interrupts.get(VECTOR as usize) else {
             return Err("too few vectors".into());
         };
@@ -338,71 +349,21 @@ fn take_interrupts(device: &OwnedFd) -> Result<Vec<File>, Failure> {
     Ok(interrupts)
 }
 
-/// A mapped part of a BAR.
-struct Mapping {
-    address: NonNull<u32>,
-    size: usize,
-}
-
-impl Mapping {
-    fn new(device: &OwnedFd, bar: u32, offset: u64, size: usize) -> Result<Self, Failure> {
-        let mut info = vfio::RegionInfo {
-            argsz: size_of::<vfio::RegionInfo>() as u32,
-            index: bar,
-            ..vfio::RegionInfo::default()
-        };
-        let call = vfio::DEVICE_GET_REGION_INFO;
-        // SAFETY: the structure is alive during the call and of the size that it says.
-        done("VFIO region", unsafe {
-            libc::ioctl(device.as_raw_fd(), call as _, &raw mut info)
-        })?;
-        if info.size < offset + size as u64 {
-            return Err(format!("BAR{bar} has only {} bytes", info.size).into());
-        }
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let address = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                size,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                device.as_raw_fd(),
-                i64::try_from(info.offset + offset)?,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            return Err(format!("mmap of BAR{bar}: {}", io::Error::last_os_error()).into());
-        }
-        let address = NonNull::new(address.cast()).ok_or("a mapping at address 0")?;
-        Ok(Mapping { address, size })
+/// A part of a BAR.
+fn map_region(device: &OwnedFd, bar: u32, offset: u64, size: usize) -> Result<Mapping, Failure> {
+    let mut info = vfio::RegionInfo {
+        argsz: size_of::<vfio::RegionInfo>() as u32,
+        index: bar,
+        ..vfio::RegionInfo::default()
+    };
+    let call = vfio::DEVICE_GET_REGION_INFO;
+    // SAFETY: the structure is alive during the call and of the size that it says.
+    done("VFIO region", unsafe {
+        libc::ioctl(device.as_raw_fd(), call as _, &raw mut info)
+    })?;
+    if info.size < offset + size as u64 {
+        return Err(format!("BAR{bar} has only {} bytes", info.size).into());
     }
-
-    fn word(&self, offset: usize) -> *mut u32 {
-        assert!(
-            offset.is_multiple_of(4) && offset < self.size,
-            "{offset:#x} is outside the mapping"
-        );
-        // SAFETY: within the mapping, as was just checked.
-        unsafe { self.address.as_ptr().byte_add(offset) }
-    }
-
-    fn read(&self, offset: usize) -> u32 {
-        // SAFETY: an aligned word of the mapping, which lives as long as we do.
-        let value = unsafe { self.word(offset).read_volatile() };
-        fence(Ordering::SeqCst);
-        value
-    }
-
-    fn write(&self, offset: usize, value: u32) {
-        fence(Ordering::SeqCst);
-        // SAFETY: an aligned word of the mapping, which lives as long as we do.
-        unsafe { self.word(offset).write_volatile(value) };
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, which nothing refers to any more.
-        unsafe { libc::munmap(self.address.as_ptr().cast(), self.size) };
-    }
+    Mapping::new(device.as_fd(), info.offset + offset, size)
+        .map_err(|error| format!("mmap of BAR{bar}: {error}").into())
 }

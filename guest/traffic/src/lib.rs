@@ -7,10 +7,13 @@
 //!   are SMC-D as SMC's own diagnosis says on both sides.
 //! - [`cursors`]: a hostile guest.
 //! - [`ivshmem`]: a stock user of an ivshmem device, from userspace.
+//! - [`limits`]: what can be had of such a device at best: the bounds that SMC-D is measured against.
 
 pub mod agent;
 pub mod cursors;
 pub mod ivshmem;
+pub mod limits;
+mod mapping;
 pub mod pattern;
 pub mod service;
 pub mod traffic;

@@ -3,9 +3,10 @@
 
 use clap::{Args, Parser, Subcommand};
 use ivsmc_guest::socket::{self, Transport};
+use ivsmc_traffic::limits::End;
 use ivsmc_traffic::service::{self, Failure};
 use ivsmc_traffic::traffic::{self, Expect, Target};
-use ivsmc_traffic::{agent, cursors, ivshmem};
+use ivsmc_traffic::{agent, cursors, ivshmem, limits};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -116,6 +117,20 @@ enum Command {
         #[arg(long)]
         flowing: PathBuf,
     },
+    /// Hold connections on which nothing happens until a file appears
+    Idle {
+        #[command(flatten)]
+        client: Client,
+        /// How many
+        #[arg(long, default_value_t = 100)]
+        connections: u64,
+        /// A file to create when they are there
+        #[arg(long)]
+        ready: PathBuf,
+        /// The file
+        #[arg(long)]
+        until: PathBuf,
+    },
     /// Be a hostile guest: write cursors into the CDC headers of the buffers in which the peer receives
     Cursors {
         /// How many
@@ -164,6 +179,41 @@ enum Ivshmem {
     },
     /// Give the device back to the kernel's drivers
     Release,
+    /// Send a word to and fro through the shared memory; no driver may have the device
+    Word(Limit),
+    /// Copy messages of 64 KiB through the shared memory; no driver may have the device
+    Copies(Limit),
+    /// Ring to and fro
+    Doorbell {
+        #[command(flatten)]
+        limit: Limit,
+        /// How often
+        #[arg(long, default_value_t = 1000)]
+        count: u32,
+    },
+}
+
+#[derive(Args)]
+struct Limit {
+    /// Be the end that answers, or receives
+    #[arg(long)]
+    second: bool,
+    /// A number that both ends have, and no earlier run had
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..1 << 24))]
+    run: u32,
+    /// For how long
+    #[arg(long, default_value_t = 1)]
+    seconds: u64,
+}
+
+impl Limit {
+    fn end(&self) -> End {
+        if self.second { End::Second } else { End::First }
+    }
+
+    fn time(&self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
 }
 
 #[derive(Args)]
@@ -201,9 +251,13 @@ impl Client {
             expect: self.expect.unwrap_or(default),
             patience: Duration::from_secs(self.patience),
         };
-        println!("{}", serde_json::to_string(&traffic(target, self.seed)?)?);
-        Ok(())
+        print(&traffic(target, self.seed)?)
     }
+}
+
+fn print(report: &impl serde::Serialize) -> Result<(), Failure> {
+    println!("{}", serde_json::to_string(report)?);
+    Ok(())
 }
 
 fn transport(smc: bool) -> Transport {
@@ -264,19 +318,24 @@ fn run(command: Command) -> Result<(), Failure> {
             connections,
             flowing,
         } => client.run(|target, seed| target.receive(seed, connections, &flowing)),
-        Command::Cursors { mutations, seed } => {
-            println!(
-                "{}",
-                serde_json::to_string(&cursors::mutate(mutations, seed)?)?
-            );
-            Ok(())
-        }
+        Command::Cursors { mutations, seed } => print(&cursors::mutate(mutations, seed)?),
+        Command::Idle {
+            client,
+            connections,
+            ready,
+            until,
+        } => client.run(|target, _| target.idle(connections, &ready, &until)),
         Command::Splice { client, bytes } => client.run(|target, seed| target.splice(seed, bytes)),
         Command::Mix { client, runs } => client.run(|target, seed| target.mix(seed, runs)),
         Command::Ivshmem { action } => match action {
             Ivshmem::Receive { count } => ivshmem::receive(count),
             Ivshmem::Send { count } => ivshmem::send(count),
             Ivshmem::Release => ivshmem::release(),
+            Ivshmem::Word(limit) => print(&limits::word(limit.end(), limit.run, limit.time())?),
+            Ivshmem::Copies(limit) => print(&limits::copies(limit.end(), limit.run, limit.time())?),
+            Ivshmem::Doorbell { limit, count } => {
+                print(&limits::doorbell(limit.end(), limit.run, count)?)
+            }
         },
     }
 }

@@ -11,8 +11,8 @@ use std::io::{self, Read, Seek, Write};
 use std::net::{SocketAddrV4, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Barrier, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What the connections have to be.
@@ -62,6 +62,9 @@ pub struct Report {
     pub seconds: f64,
     /// Round trip times in microseconds: median and 99th percentile.
     pub round_trip_us: Option<(f64, f64)>,
+    /// Times that `connect()` took, likewise.
+    #[serde(default)]
+    pub connect_us: Option<(f64, f64)>,
 }
 
 impl Report {
@@ -181,7 +184,9 @@ impl Target {
     /// Sends messages and waits for each to come back.
     pub fn ping_pong(&self, seed: u64, size: u32, count: u64) -> Result<Report, Failure> {
         let start = Instant::now();
-        let mut stream = self.open(Order::Echo { seed, size, count })?;
+        let mut stream = self.connect()?;
+        let connected = start.elapsed();
+        stream.write_all(&Order::Echo { seed, size, count }.to_bytes())?;
         let (mut sent, mut received) = (Pattern::new(seed), Pattern::new(seed));
         let mut message = vec![0; size as usize];
         let mut times = Vec::new();
@@ -194,13 +199,8 @@ impl Target {
             received.check(&message)?;
         }
         let mut report = self.close(&stream, 2 * received.position())?;
-        times.sort_unstable();
-        let at = |part: usize| {
-            times
-                .get((times.len() * part / 100).min(times.len().saturating_sub(1)))
-                .map_or(0.0, |time| time.as_secs_f64() * 1e6)
-        };
-        report.round_trip_us = Some((at(50), at(99)));
+        report.round_trip_us = percentiles(&mut times);
+        report.connect_us = percentiles(&mut [connected]);
         report.seconds = start.elapsed().as_secs_f64();
         Ok(report)
     }
@@ -265,6 +265,7 @@ impl Target {
     pub fn churn(&self, seed: u64, count: u64, parallel: u64) -> Result<Report, Failure> {
         let start = Instant::now();
         let next = AtomicU64::new(0);
+        let connects = Mutex::new(Vec::new());
         let mut total = self.while_warm(|| {
             std::thread::scope(|scope| {
                 let mut threads = Vec::new();
@@ -280,6 +281,10 @@ impl Target {
                                 .ping_pong(seed.wrapping_add(index), 64, 1)
                                 .map_err(|error| format!("connection {index}: {error}"))?;
                             total.add(&report);
+                            let mut connects =
+                                connects.lock().unwrap_or_else(PoisonError::into_inner);
+                            let time = report.connect_us.map_or(0.0, |(median, _)| median);
+                            connects.push(Duration::from_secs_f64(time / 1e6));
                         }
                     };
                     threads.push(std::thread::Builder::new().spawn_scoped(scope, work)?);
@@ -287,6 +292,10 @@ impl Target {
                 join(threads)
             })
         })?;
+        let mut connects = connects
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        total.connect_us = percentiles(&mut connects);
         total.seconds = start.elapsed().as_secs_f64();
         Ok(total)
     }
@@ -455,6 +464,38 @@ impl Target {
         Ok(total)
     }
 
+    /// Holds so many connections on which nothing happens. `ready` is created when they are there; they end when
+    /// `until` is.
+    pub fn idle(&self, connections: u64, ready: &Path, until: &Path) -> Result<Report, Failure> {
+        let start = Instant::now();
+        let mut total = Report::default();
+        self.while_warm(|| {
+            let mut streams = Vec::new();
+            for seed in 0..connections {
+                let order = Order::Echo {
+                    seed,
+                    size: 1,
+                    count: 1,
+                };
+                streams.push((seed, self.open(order)?));
+            }
+            File::create(ready)?;
+            while !until.exists() {
+                std::thread::sleep(IDLE_LOOK);
+            }
+            for (seed, mut stream) in streams {
+                let mut byte = [0];
+                Pattern::new(seed).fill(&mut byte);
+                stream.write_all(&byte)?;
+                stream.read_exact(&mut byte)?;
+                total.add(&self.close(&stream, 2)?);
+            }
+            Ok(())
+        })?;
+        total.seconds = start.elapsed().as_secs_f64();
+        Ok(total)
+    }
+
     /// Splices data out of the socket into a file, and sends the file back with sendfile.
     pub fn splice(&self, seed: u64, bytes: u64) -> Result<Report, Failure> {
         let start = Instant::now();
@@ -482,6 +523,16 @@ impl Target {
         total.seconds = start.elapsed().as_secs_f64();
         Ok(total)
     }
+}
+
+/// Median and 99th percentile, in microseconds; sorts them.
+pub(crate) fn percentiles(times: &mut [Duration]) -> Option<(f64, f64)> {
+    times.sort_unstable();
+    let at = |part: usize| {
+        let time = times.get(times.len() * part / 100)?;
+        Some(time.as_secs_f64() * 1e6)
+    };
+    Some((at(50)?, at(99)?))
 }
 
 /// Receives until something ends the connection. `first` is called when data has arrived.
@@ -567,6 +618,8 @@ fn join(
     }
 }
 
+/// How often to look whether idle connections are to end: seldom, because what they cost is measured.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
 /// How long the first of many connections is held up.
 const HELD: Duration = Duration::from_millis(800);
 /// Largest piece that is spliced at once, in bytes.

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Mapped memory or registers that a peer has mapped, too.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, fence};
+
+/// What is read and written as a whole.
+pub(crate) trait Word: Copy {}
+impl Word for u32 {}
+impl Word for u64 {}
+
+/// A shared mapping of a part of a file.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    address: NonNull<u8>,
+    size: usize,
+}
+
+impl Mapping {
+    /// Maps `size` bytes from `offset`, readable and writable.
+    pub(crate) fn new(file: BorrowedFd<'_>, offset: u64, size: usize) -> io::Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                i64::try_from(offset).map_err(io::Error::other)?,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let address = NonNull::new(address.cast());
+        let address = address.ok_or_else(|| io::Error::other("a mapping at address 0"))?;
+        Ok(Mapping { address, size })
+    }
+
+    /// Its size in bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    fn word<W: Word>(&self, offset: usize) -> *mut W {
+        assert!(
+            offset.is_multiple_of(size_of::<W>()) && offset < self.size,
+            "{offset:#x} is outside the mapping"
+        );
+        // SAFETY: within the mapping, as was just checked.
+        unsafe { self.address.as_ptr().byte_add(offset).cast() }
+    }
+
+    /// Reads the word at `offset`; what is read after it is as new as the word.
+    pub(crate) fn read<W: Word>(&self, offset: usize) -> W {
+        // SAFETY: an aligned word of the mapping, which lives as long as we do.
+        let value = unsafe { self.word::<W>(offset).read_volatile() };
+        fence(Ordering::Acquire);
+        value
+    }
+
+    /// Writes the word at `offset`, after all that was written before.
+    pub(crate) fn write<W: Word>(&self, offset: usize, value: W) {
+        fence(Ordering::Release);
+        // SAFETY: an aligned word of the mapping, which lives as long as we do.
+        unsafe { self.word::<W>(offset).write_volatile(value) };
+    }
+
+    fn range(&self, offset: usize, length: usize) -> *mut u8 {
+        assert!(
+            offset <= self.size && length <= self.size - offset,
+            "{length:#x} bytes at {offset:#x} are outside the mapping"
+        );
+        // SAFETY: within the mapping, as was just checked.
+        unsafe { self.address.as_ptr().add(offset) }
+    }
+
+    /// Copies `data` to `offset`. The peer must not write there meanwhile.
+    pub(crate) fn copy_in(&self, offset: usize, data: &[u8]) {
+        let to = self.range(offset, data.len());
+        // SAFETY: within the mapping, which is no memory of Rust's; what a peer that breaks the rules spoils are bytes.
+        unsafe { to.copy_from_nonoverlapping(data.as_ptr(), data.len()) };
+    }
+
+    /// Copies what is at `offset`. The peer must not write there meanwhile.
+    pub(crate) fn copy_out(&self, offset: usize, data: &mut [u8]) {
+        let from = self.range(offset, data.len());
+        // SAFETY: as in `copy_in`.
+        unsafe { from.copy_to_nonoverlapping(data.as_mut_ptr(), data.len()) };
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, which nothing refers to any more.
+        unsafe { libc::munmap(self.address.as_ptr().cast(), self.size) };
+    }
+}
