@@ -4,7 +4,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use ivsmc_lab::lab::{Lab, Platform, VmmKind};
-use ivsmc_lab::{demo, hostile, qemu, suite};
+use ivsmc_lab::{demo, faults, hostile, qemu, suite};
 use std::process::ExitCode;
 
 /// Boots guests that share ivsmc devices.
@@ -34,6 +34,18 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Let guests, drivers and VMMs of a mesh come and go at random
+    Faults {
+        /// How many faults
+        #[arg(long, default_value_t = 200)]
+        count: u64,
+        /// Seed of what happens to whom; a fault's number and it say it all
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// The number of the first fault
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+        first: u64,
+    },
     /// Run ivpci in two QEMU guests with ivshmem-doorbell; needs QEMU, but no KVM
     QemuIvshmem,
 }
@@ -60,6 +72,12 @@ fn run(command: Command) -> Result<ExitCode> {
             println!(
                 "{}",
                 hostile::cursors(&Lab::from_environment()?, mutations, seed)?
+            );
+        }
+        Command::Faults { count, seed, first } => {
+            println!(
+                "{}",
+                faults::run(&Lab::from_environment()?, seed, first, count)?
             );
         }
         Command::QemuIvshmem => qemu::two_guests(&Lab::new(Platform::Lab, VmmKind::Qemu)?)?,

@@ -6,15 +6,13 @@
 //! words of 8 bytes, the producer's cursor and the consumer's. The peer looks at them whenever our kernel says that
 //! there is something new; so there has to be traffic meanwhile.
 
+use crate::bar::Bar;
 use crate::ivshmem;
-use crate::pattern::mix;
+use crate::pattern::Random;
 use crate::service::Failure;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::fd::AsRawFd;
-use std::ptr::NonNull;
+use std::fs;
 use std::time::{Duration, Instant};
 
 const CONTROL_AREA: usize = 64 << 10;
@@ -41,7 +39,7 @@ pub struct Mutations {
 /// Writes `count` cursors, all of which follow from the seed.
 pub fn mutate(count: u64, seed: u64) -> Result<Mutations, Failure> {
     let window = Window::open()?;
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let start = Instant::now();
     let (mut done, mut slot, mut last) = (Mutations::default(), 0, Instant::now());
     let mut seen = HashSet::new();
@@ -60,8 +58,10 @@ pub fn mutate(count: u64, seed: u64) -> Result<Mutations, Failure> {
         // A few in a row, so that one is there when the peer looks.
         for _ in 0..1 + random.below(16) {
             let at = buffer.offset + CURSORS + 8 * random.below(2) as usize;
-            let word = window.read(at);
-            window.write(at, mutated(word, buffer.length - HEADER, &mut random));
+            let word = window.memory.read(at);
+            window
+                .memory
+                .write(at, mutated(word, buffer.length - HEADER, &mut random));
             done.mutations += 1;
             for _ in 0..random.below(500) {
                 std::hint::spin_loop();
@@ -97,9 +97,13 @@ fn mutated(word: u64, size: u32, random: &mut Random) -> u64 {
     let chosen = counts[random.below(counts.len() as u64) as usize];
     let wraps = [1, 2, u16::MAX, 1 << 15][random.below(4) as usize];
     match random.below(8) {
-        0 => random.next(),
+        0 => random.next_number(),
         // The flags that end a connection only seldom: after them nothing is looked at any more.
-        1 => cursor(random.next() as u16, random.next() as u32, flags),
+        1 => cursor(
+            random.next_number() as u16,
+            random.next_number() as u32,
+            flags,
+        ),
         2 => cursor(wrap, chosen, flags),
         3 => cursor(wrap.wrapping_add(wraps), count, flags),
         4 => cursor(wrap.wrapping_add(wraps), chosen, flags),
@@ -107,20 +111,6 @@ fn mutated(word: u64, size: u32, random: &mut Random) -> u64 {
         6 => cursor(wrap, count.wrapping_sub(random.below(4096) as u32), flags),
         // The producer's flags, urgent data among them.
         _ => cursor(wrap, chosen, random.below(256)),
-    }
-}
-
-/// Pseudo-random numbers that follow from a seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(1);
-        mix(self.0)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
     }
 }
 
@@ -133,8 +123,7 @@ struct Buffer {
 
 /// The window of the link that is up.
 struct Window {
-    address: NonNull<u64>,
-    size: usize,
+    memory: Bar,
     peers_side: usize,
 }
 
@@ -147,15 +136,8 @@ impl Window {
             .lines()
             .find_map(up)
             .ok_or_else(|| format!("no link is up: {links}"))?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(device.join("resource2"))?;
-        let address = map(&file, number * size, size)
-            .map_err(|error| format!("{}: mmap: {error}", device.join("resource2").display()))?;
         Ok(Window {
-            address,
-            size,
+            memory: Bar::map(&device, 2, number * size, size)?,
             peers_side: 1 - side,
         })
     }
@@ -165,14 +147,14 @@ impl Window {
         for _ in 0..SLOTS {
             *slot = (*slot + 1) % SLOTS;
             let entry = CONTROL_AREA * self.peers_side + DIRECTORY + 16 * *slot as usize;
-            let (token, place) = (self.read(entry), self.read(entry + 8));
+            let (token, place) = (self.memory.read(entry), self.memory.read(entry + 8));
             let offset = ((place as u32) as usize) << 12;
             let length = (place >> 32) as u32;
             // The peer may be about to change the entry.
             if token != 0
                 && length > HEADER
                 && offset >= 2 * CONTROL_AREA
-                && offset + length as usize <= self.size
+                && offset + length as usize <= self.memory.size()
             {
                 return Some(Buffer {
                     token,
@@ -182,32 +164,6 @@ impl Window {
             }
         }
         None
-    }
-
-    fn word(&self, offset: usize) -> *mut u64 {
-        assert!(
-            offset.is_multiple_of(8) && offset < self.size,
-            "{offset:#x} is outside the window"
-        );
-        // SAFETY: within the mapping, as was just checked.
-        unsafe { self.address.as_ptr().byte_add(offset) }
-    }
-
-    fn read(&self, offset: usize) -> u64 {
-        // SAFETY: an aligned word of the mapping, which lives as long as we do.
-        unsafe { self.word(offset).read_volatile() }
-    }
-
-    fn write(&self, offset: usize, value: u64) {
-        // SAFETY: an aligned word of the mapping, which lives as long as we do.
-        unsafe { self.word(offset).write_volatile(value) };
-    }
-}
-
-impl Drop for Window {
-    fn drop(&mut self) {
-        // SAFETY: our own mapping, which nothing refers to any more.
-        unsafe { libc::munmap(self.address.as_ptr().cast(), self.size) };
     }
 }
 
@@ -228,24 +184,6 @@ fn up(line: &str) -> Option<(usize, usize, usize)> {
     }
 }
 
-fn map(file: &File, offset: usize, size: usize) -> io::Result<NonNull<u64>> {
-    // SAFETY: a new mapping at an address of the kernel's choice.
-    let address = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            size,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            file.as_raw_fd(),
-            i64::try_from(offset).map_err(io::Error::other)?,
-        )
-    };
-    if address == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    NonNull::new(address.cast()).ok_or_else(|| io::Error::other("a mapping at address 0"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,7 +199,7 @@ mod tests {
     #[test]
     fn a_seed_says_it_all() {
         let run = |seed| {
-            let mut random = Random(seed);
+            let mut random = Random::new(seed);
             (0..100)
                 .map(|_| mutated(5 << 16 | 1, 16352, &mut random))
                 .collect::<Vec<_>>()

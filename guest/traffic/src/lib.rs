@@ -6,13 +6,16 @@
 //! - [`socket`]: TCP and SMC sockets.
 //! - [`service`] and [`traffic`]: the two ends of connections that check every byte, and that they
 //!   are SMC-D as SMC's own diagnosis says on both sides.
+//! - [`windows`]: marks in the memory of windows, and a link that flaps.
 //! - [`cursors`]: a hostile guest.
 //! - [`ivshmem`]: a stock user of an ivshmem device, from userspace.
 
 pub mod agent;
+mod bar;
 pub mod cursors;
 pub mod ivshmem;
 pub mod pattern;
 pub mod service;
 pub mod socket;
 pub mod traffic;
+pub mod windows;

@@ -5,7 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use ivsmc_traffic::service::{self, Failure};
 use ivsmc_traffic::socket::{self, Transport};
 use ivsmc_traffic::traffic::{self, Expect, Target};
-use ivsmc_traffic::{agent, cursors, ivshmem};
+use ivsmc_traffic::{agent, cursors, ivshmem, windows};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -105,6 +105,23 @@ enum Command {
         #[arg(long)]
         until: PathBuf,
     },
+    /// Exchange data on one connection until a file appears
+    Stream {
+        #[command(flatten)]
+        client: Client,
+        /// Bytes each way, after which both ends judge
+        #[arg(long, default_value_t = 1 << 20)]
+        bytes: u64,
+        /// Milliseconds from one exchange to the next
+        #[arg(long, default_value_t = 0)]
+        pause: u64,
+        /// The file
+        #[arg(long)]
+        until: PathBuf,
+        /// A file that has the number of exchanges that have been right
+        #[arg(long)]
+        progress: PathBuf,
+    },
     /// Receive until something ends the connections; count how they end
     Receive {
         #[command(flatten)]
@@ -133,10 +150,39 @@ enum Command {
         #[arg(long, default_value_t = 4 << 20)]
         bytes: u64,
     },
+    /// Look at, and into, the windows of an ivsmc device, past any driver
+    Windows {
+        #[command(subcommand)]
+        action: Windows,
+    },
     /// Use an ivshmem device as a stock user does, through VFIO
     Ivshmem {
         #[command(subcommand)]
         action: Ivshmem,
+    },
+}
+
+#[derive(Subcommand)]
+enum Windows {
+    /// The device and its links
+    List,
+    /// Write a mark of this guest's into each page of each window; ivpci must not use them
+    Fill {
+        /// Seed of the marks
+        #[arg(long)]
+        seed: u64,
+    },
+    /// Look for marks in all of the device's memory
+    Search {
+        /// Seeds of the marks, separated by commas
+        #[arg(long, required = true, value_delimiter = ',')]
+        seeds: Vec<u64>,
+    },
+    /// Have a link that ivpci uses end and come up again
+    Flap {
+        /// Its number
+        #[arg(long)]
+        link: usize,
     },
 }
 
@@ -193,9 +239,13 @@ impl Client {
             expect: self.expect.unwrap_or(default),
             patience: Duration::from_secs(self.patience),
         };
-        println!("{}", serde_json::to_string(&traffic(target, self.seed)?)?);
-        Ok(())
+        print(&traffic(target, self.seed)?)
     }
+}
+
+fn print(result: &impl serde::Serialize) -> Result<(), Failure> {
+    println!("{}", serde_json::to_string(result)?);
+    Ok(())
 }
 
 fn transport(smc: bool) -> Transport {
@@ -251,19 +301,29 @@ fn run(command: Command) -> Result<(), Failure> {
             bytes,
             until,
         } => client.run(|target, seed| target.restless(seed, parallel, bytes, &until)),
+        Command::Stream {
+            client,
+            bytes,
+            pause,
+            until,
+            progress,
+        } => {
+            let pause = Duration::from_millis(pause);
+            client.run(|target, seed| target.stream(seed, bytes, pause, &until, &progress))
+        }
         Command::Receive {
             client,
             connections,
             flowing,
         } => client.run(|target, seed| target.receive(seed, connections, &flowing)),
-        Command::Cursors { mutations, seed } => {
-            println!(
-                "{}",
-                serde_json::to_string(&cursors::mutate(mutations, seed)?)?
-            );
-            Ok(())
-        }
+        Command::Cursors { mutations, seed } => print(&cursors::mutate(mutations, seed)?),
         Command::Splice { client, bytes } => client.run(|target, seed| target.splice(seed, bytes)),
+        Command::Windows { action } => match action {
+            Windows::List => print(&windows::list()?),
+            Windows::Fill { seed } => print(&windows::fill(seed)?),
+            Windows::Search { seeds } => print(&windows::search(&seeds)?),
+            Windows::Flap { link } => windows::flap(link),
+        },
         Command::Ivshmem { action } => match action {
             Ivshmem::Receive { count } => ivshmem::receive(count),
             Ivshmem::Send { count } => ivshmem::send(count),

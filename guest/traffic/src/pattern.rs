@@ -22,11 +22,33 @@ pub struct Mismatch {
 }
 
 /// Mixes a counter into 64 bits that look random (the finaliser of splitmix64).
-pub(crate) fn mix(counter: u64) -> u64 {
+fn mix(counter: u64) -> u64 {
     let mut z = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
+}
+
+/// Pseudo-random numbers that follow from a seed.
+#[derive(Debug, Clone)]
+pub struct Random(u64);
+
+impl Random {
+    /// Those of this seed, from their beginning.
+    pub fn new(seed: u64) -> Self {
+        Random(seed)
+    }
+
+    /// Any number.
+    pub fn next_number(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(1);
+        mix(self.0)
+    }
+
+    /// One below `limit`, which is not 0.
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next_number() % limit
+    }
 }
 
 impl Pattern {
