@@ -338,8 +338,8 @@ impl fmt::Display for Survived {
 pub fn run(lab: &Lab, seed: u64, first: u64, count: u64) -> Result<Survived> {
     // Data that flows all the time, and leaves the machine time for what else has to be done.
     let pace = Pace {
-        bytes: 128 << 10,
-        pause: 30,
+        bytes: 64 << 10,
+        pause: 100,
     };
     let mut mesh = Mesh::new(lab, GUESTS, pace, |_| String::new())?;
     let result = strike_all(&mut mesh, seed, first, count);

@@ -17,8 +17,11 @@ use std::time::{Duration, Instant};
 
 /// Memory of a guest, in MiB: several have to fit into the lab VM.
 const MEMORY: u32 = 320;
-/// Where in a guest the files of its streams are.
-const FILES: &str = "/run/streams";
+/// How the names of the files begin in which a guest's streams say how many exchanges they have made; the number of the
+/// guest at the other end and the stream's follow.
+const PROGRESS: &str = "/run/stream";
+/// The file that ends a guest's streams.
+const STOP: &str = "/run/stop";
 /// How long data may take to flow again, or things to be as they have to be.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Seconds without a byte after which a stream has failed.
@@ -46,6 +49,8 @@ pub fn pair(one: usize, other: usize) -> Ends {
 struct Stream {
     /// Its number at the agent of the guest that has opened it.
     id: u64,
+    /// Which of all streams it is, from 1 on.
+    number: u64,
     /// How many exchanges were right when it was last looked at.
     exchanges: u64,
 }
@@ -58,8 +63,8 @@ pub struct Mesh<'a> {
     running: Vec<Option<Running>>,
     pace: Pace,
     streams: BTreeMap<Ends, Stream>,
-    /// What no two streams have in common.
-    seed: u64,
+    /// How many streams there have been.
+    number: u64,
 }
 
 /// What a guest and its VMM hold.
@@ -69,8 +74,6 @@ pub struct Holdings {
     vmm: Footprint,
     /// ivpci's DMBs: in use, no longer in use but not free yet, and attached ones of peers.
     buffers: [u64; 3],
-    /// Descriptors of the guest's server.
-    server: u64,
 }
 
 impl fmt::Display for Holdings {
@@ -78,8 +81,8 @@ impl fmt::Display for Holdings {
         let [used, retired, attached] = self.buffers;
         write!(
             f,
-            "{}; in the guest {used} DMBs, {retired} retired, {attached} attached, {} descriptors of the server",
-            self.vmm, self.server
+            "{}; in the guest {used} DMBs, {retired} retired, {attached} attached",
+            self.vmm
         )
     }
 }
@@ -119,7 +122,7 @@ impl<'a> Mesh<'a> {
             running: (0..count).map(|_| None).collect(),
             pace,
             streams: BTreeMap::new(),
-            seed: 0,
+            number: 0,
         })
     }
 
@@ -285,21 +288,24 @@ impl<'a> Mesh<'a> {
 
     fn start_stream(&mut self, ends: Ends) -> Result<()> {
         let (from, to) = ends;
-        self.seed += 1 << 32;
+        self.number += 1;
+        let number = self.number;
         let line = format!(
-            "exec ivsmc-traffic stream --connect {}:{SMC_PORT} --smc --seed {} --bytes {} --pause {} \
-             --until {FILES}/stop --progress {FILES}/{to} --patience {SILENCE} --timeout 100000",
+            "ivsmc-traffic stream --connect {}:{SMC_PORT} --smc --seed {} --bytes {} --pause {} --until {STOP} \
+             --progress {PROGRESS}-{to}-{number} --patience {SILENCE} --timeout 100000",
             self.guests[to].address(),
-            self.seed,
+            number << 32,
             self.pace.bytes,
             self.pace.pause,
         );
-        let client = self.guest(from)?;
-        client.shell(&format!(
-            "mkdir -p {FILES}; rm -f {FILES}/stop {FILES}/{to}"
-        ))?;
-        let id = client.agent().spawn(&Command::shell(&line))?;
-        self.streams.insert(ends, Stream { id, exchanges: 0 });
+        let command = Command::new(line.split_whitespace());
+        let id = self.guest(from)?.agent().spawn(&command)?;
+        let stream = Stream {
+            id,
+            number,
+            exchanges: 0,
+        };
+        self.streams.insert(ends, stream);
         self.wait_for_flow(|other| other == ends)
     }
 
@@ -313,16 +319,19 @@ impl<'a> Mesh<'a> {
         let clients: BTreeSet<usize> = ends.map(|&(from, _)| from).collect();
         let mut found = BTreeMap::new();
         for from in clients {
-            let line =
-                format!("cd {FILES} 2>/dev/null && for f in *; do echo $f $(cat $f); done; true");
+            let line = format!(
+                "for f in {PROGRESS}-*; do n=; read n <$f; echo ${{f#{PROGRESS}-}}-$n; done 2>/dev/null; true"
+            );
             let text = self.guest(from)?.shell(&line)?;
             for line in text.lines() {
                 // One that is just being written is empty.
-                if let Some((to, exchanges)) = line.split_once(' ')
-                    && let (Ok(to), Ok(exchanges)) = (to.parse(), exchanges.parse())
-                    && self.streams.contains_key(&(from, to))
+                let words: Vec<_> = line.split('-').map(str::parse::<u64>).collect();
+                if let [Ok(to), Ok(number), Ok(exchanges)] = words[..]
+                    && let ends = (from, usize::try_from(to)?)
+                    && let Some(stream) = self.streams.get(&ends)
+                    && stream.number == number
                 {
-                    found.insert((from, to), exchanges);
+                    found.insert(ends, exchanges);
                 }
             }
         }
@@ -411,10 +420,10 @@ impl<'a> Mesh<'a> {
         Ok(())
     }
 
-    /// Ends all streams; gives what came of each. All were SMC-D, and all that they carried was right.
+    /// Ends all streams, for good; gives what came of each. All were SMC-D, and all that they carried was right.
     pub fn stop_streams(&mut self) -> Result<BTreeMap<Ends, Report>> {
         for number in self.numbers() {
-            self.guest(number)?.shell(&format!("touch {FILES}/stop"))?;
+            self.guest(number)?.shell(&format!("touch {STOP}"))?;
         }
         let mut reports = BTreeMap::new();
         for (ends, stream) in std::mem::take(&mut self.streams) {
@@ -464,18 +473,13 @@ impl<'a> Mesh<'a> {
 
     /// What each guest that runs and its VMM hold.
     pub fn holdings(&mut self) -> Result<BTreeMap<usize, Holdings>> {
-        let server = format!(
-            "for p in /proc/[0-9]*; do grep -q 'serve.--port={SMC_PORT}' $p/cmdline && ls $p/fd | wc -l; done; true"
-        );
         self.numbers()
             .into_iter()
             .map(|number| {
                 let guest = self.guest(number)?;
-                let text = guest.shell(&server)?;
                 let holdings = Holdings {
                     vmm: guest.vmm().process().footprint()?,
                     buffers: guest.buffers()?,
-                    server: text.trim().parse().with_context(|| format!("{text:?}"))?,
                 };
                 Ok((number, holdings))
             })

@@ -50,7 +50,7 @@ enum Command {
     Setup(setup::Options),
     /// Boot two guests, run the same TCP program over virtio-net and over SMC-D, print a table.
     Demo(demo::Options),
-    /// Run every test: unit tests, the driver's checks, the suite of two guests.
+    /// Run every test: unit tests, the driver's checks, the suite with guests.
     Test(test::Options),
     /// Run the lab's runner by hand, with arguments of your own (`cargo xtask lab -- --help`).
     Lab(run::LabOptions),

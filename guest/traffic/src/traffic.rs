@@ -389,8 +389,23 @@ impl Target {
 
     /// Exchanges data on one connection, `bytes` each way at a time with a pause after it, until the file `until`
     /// appears. Each time both ends judge what came, and what the connection is; then how often they have is
-    /// written to the file `progress`.
+    /// written to the file `progress`, which is removed in the end.
     pub fn stream(
+        &self,
+        seed: u64,
+        bytes: u64,
+        pause: Duration,
+        until: &Path,
+        progress: &Path,
+    ) -> Result<Report, Failure> {
+        let result = self.exchange_until(seed, bytes, pause, until, progress);
+        match std::fs::remove_file(progress) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => result.and(Err(error.into())),
+            _ => result,
+        }
+    }
+
+    fn exchange_until(
         &self,
         seed: u64,
         bytes: u64,
