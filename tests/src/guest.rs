@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 pub const SMC_PORT: u16 = 5000;
 /// The same over plain TCP.
 pub const TCP_PORT: u16 = 5001;
+/// How long a connection may take to end when its peer has gone.
+const END_TIME: Duration = Duration::from_secs(20);
 /// How long a server may take to listen.
 const LISTEN_TIME: Duration = Duration::from_secs(20);
 
@@ -82,6 +84,12 @@ impl Guest {
     /// How many processors it has.
     pub fn cpus(mut self, cpus: u8) -> Self {
         self.cpus = cpus;
+        self
+    }
+
+    /// How much memory it has, in MiB.
+    pub fn memory(mut self, megabytes: u32) -> Self {
+        self.megabytes = megabytes;
         self
     }
 
@@ -312,23 +320,35 @@ impl Running {
 
     /// Waits until ivpci says that a link is up (or, if not `up`, that none is).
     pub fn wait_for_link(&mut self, up: bool, timeout: Duration) -> Result<()> {
+        let wanted = if up { "a link" } else { "no link" };
+        self.wait_until_links(wanted, timeout, |count| (count > 0) == up)
+    }
+
+    /// Waits until ivpci says that so many links are up.
+    pub fn wait_for_links(&mut self, wanted: usize, timeout: Duration) -> Result<()> {
+        self.wait_until_links(&format!("{wanted} links"), timeout, |count| count == wanted)
+    }
+
+    fn wait_until_links(
+        &mut self,
+        wanted: &str,
+        timeout: Duration,
+        is_so: impl Fn(usize) -> bool,
+    ) -> Result<()> {
         let start = Instant::now();
         loop {
             // There is no file while ivpci has no device.
             let links = self.shell("cat /sys/kernel/debug/ivpci/*/links 2>/dev/null; true")?;
-            let is_up = links
-                .lines()
-                .any(|line| line.split(' ').nth(1) == Some("up"));
-            if is_up == up {
+            let up = |line: &&str| line.split(' ').nth(1) == Some("up");
+            let count = links.lines().filter(up).count();
+            if is_so(count) {
                 return Ok(());
             }
-            if start.elapsed() > timeout {
-                bail!(
-                    "guest {}: the link is {} after {timeout:?}: {links}",
-                    self.guest.name,
-                    if up { "not up" } else { "still up" }
-                );
-            }
+            ensure!(
+                start.elapsed() < timeout,
+                "guest {}: {count} links are up after {timeout:?} instead of {wanted}: {links}",
+                self.guest.name
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -353,6 +373,21 @@ impl Running {
             );
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Traffic that goes to a peer that is gone, program `id`, has to end soon, with an error; gives what it said.
+    pub fn ends_with_error(&mut self, id: u64) -> Result<String> {
+        let name = &self.guest.name;
+        let outcome = self.agent.wait(id, END_TIME)?.with_context(|| {
+            format!(
+                "guest {name}: the connection to a peer that is gone is still there after {END_TIME:?}"
+            )
+        })?;
+        ensure!(
+            outcome.status == Some(1),
+            "guest {name}: the traffic did not end with an error: {outcome}"
+        );
+        Ok(outcome.stderr)
     }
 
     /// Starts a server and waits until it listens.
@@ -397,13 +432,28 @@ impl Running {
 
     /// Reboots the guest from within and waits until it can be used again.
     pub fn reboot(&mut self) -> Result<()> {
+        self.restart(&Command::new(["reboot", "-f"]))
+    }
+
+    /// Has the guest's kernel panic, and waits until it has booted again and can be used.
+    pub fn crash(&mut self) -> Result<()> {
+        // It panics when memory runs out, and boots a second later.
+        let line = "echo 1 >/proc/sys/kernel/panic; echo 2 >/proc/sys/vm/panic_on_oom; exec tail /dev/zero";
+        self.restart(&Command::shell(line))
+    }
+
+    /// Waits until the guest has booted anew because of `command`, and can be used again.
+    fn restart(&mut self, command: &Command) -> Result<()> {
         let before = self.shell("cat /proc/sys/kernel/random/boot_id")?;
-        self.agent.spawn(&Command::new(["reboot", "-f"]))?;
+        self.agent.spawn(command)?;
         let start = Instant::now();
+        // What is asked of the guest as it was may never be answered.
+        let question = Command::new(["cat", "/proc/sys/kernel/random/boot_id"])
+            .timeout(Duration::from_secs(1));
         loop {
             ensure!(
                 start.elapsed() < self.boot_time,
-                "guest {} does not reboot",
+                "guest {} does not boot again after `{command}`",
                 self.guest.name
             );
             std::thread::sleep(Duration::from_millis(200));
@@ -411,13 +461,25 @@ impl Running {
                 bail!("guest {} does not come back", self.guest.name);
             };
             // A connection to the guest as it was may have been made still, and then breaks.
-            if let Ok(now) = agent.shell("cat /proc/sys/kernel/random/boot_id")
+            if let Ok(now) = agent.check(&question)
                 && now != before
             {
                 self.agent = agent;
                 return self.start_services();
             }
         }
+    }
+
+    /// Switches the guest off from within, and waits until its VMM has ended.
+    pub fn power_off(&mut self) -> Result<()> {
+        self.agent.spawn(&Command::new(["poweroff", "-f"]))?;
+        let status = self.vmm.wait(self.boot_time)?;
+        ensure!(
+            status.success(),
+            "guest {}: the VMM ended with {status}",
+            self.guest.name
+        );
+        Ok(())
     }
 
     /// Says what is wrong with the guest: an ended VMM, a report of its kernel's checks.
@@ -440,6 +502,51 @@ impl Running {
     pub fn tails(&self) -> String {
         self.vmm.tails()
     }
+
+    /// What is known of it when something has failed.
+    fn explain(&mut self) -> String {
+        let mut text = format!("--- guest {}\n", self.guest.name);
+        if let Err(error) = self.vmm.check() {
+            text += &format!("{error:#}\n{}", self.tails());
+            return text;
+        }
+        let mut is_silent = false;
+        if self.shell("true").is_err() {
+            text += "it did not answer; its programs, if a new connection can be made:\n";
+            is_silent = self.reconnect().is_err();
+        }
+        for line in [
+            // Nothing but the shell itself: a busy guest takes its time to start programs.
+            "for t in /proc/[0-9]*/task/*; do read c <$t/comm; read s <$t/stat; s=${s##*) }; w=; read w <$t/wchan; \
+             read n <$t/syscall; case $c in k*|rcu*|migration*|cpuhp*) ;; *) echo $c ${s%% *} $w $n;; esac; \
+             done 2>/dev/null | tail -80",
+            "cat /sys/kernel/debug/ivpci/*/*",
+            "ivsmc-guest status",
+            "dmesg | tail -20",
+        ] {
+            match self.shell(line) {
+                Ok(output) => text += &output,
+                Err(failed) => text += &format!("{failed:#}\n"),
+            }
+        }
+        match self.vmm.process().activity(Duration::from_secs(1)) {
+            Ok(activity) => text += &activity,
+            Err(failed) => text += &format!("{failed:#}\n"),
+        }
+        if is_silent {
+            self.vmm.ask_where_it_hangs();
+        }
+        text + &self.tails()
+    }
+}
+
+/// Adds to an error what is known of these guests.
+pub fn explain<'a>(
+    guests: impl IntoIterator<Item = &'a mut Running>,
+    error: anyhow::Error,
+) -> anyhow::Error {
+    let text: String = guests.into_iter().map(Running::explain).collect();
+    error.context(text)
 }
 
 /// ivpci's counters in its file `counters`: a name and a value on each line.

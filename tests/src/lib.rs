@@ -12,6 +12,8 @@
 //! | [`guest`] | a guest: its making, what it is asked to do, its state of health |
 //! | [`hostile`] | a guest that attacks the other through their window |
 //! | [`pair`] | two guests that are each other's peers |
+//! | [`mesh`] | guests that are all each other's peers, with streams of data between them |
+//! | [`faults`] | a mesh whose guests, drivers and VMMs come and go at random |
 //! | [`measure`] | how data moves, and guests that are ready to be measured |
 //! | [`sockperf`] | sockperf between the guests, with proof of what its connection was |
 //! | [`demo`] | TCP over virtio-net and SMC-D, measured by sockperf |
@@ -21,11 +23,13 @@
 
 pub mod api;
 pub mod demo;
+pub mod faults;
 pub mod guest;
 pub mod hostile;
 pub mod intruder;
 pub mod lab;
 pub mod measure;
+pub mod mesh;
 pub mod network;
 pub mod pair;
 pub mod process;

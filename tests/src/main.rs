@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use ivsmc_lab::lab::{Lab, Platform, VmmKind};
 use ivsmc_lab::pair::Pair;
-use ivsmc_lab::{demo, hostile, qemu, soak, suite};
+use ivsmc_lab::{demo, faults, hostile, qemu, soak, suite};
 use ivsmc_traffic::agent::Command as AgentCommand;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -36,6 +36,18 @@ enum Command {
         /// Seed of what is written
         #[arg(long, default_value_t = 1)]
         seed: u64,
+    },
+    /// Let guests, drivers and VMMs of a mesh come and go at random
+    Faults {
+        /// How many faults
+        #[arg(long, default_value_t = 200)]
+        count: u64,
+        /// Seed of what happens to whom; a fault's number and it say it all
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// The number of the first fault
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+        first: u64,
     },
     /// Make traffic of all kinds and sizes, for long
     Soak {
@@ -77,6 +89,12 @@ fn run(command: Command) -> Result<ExitCode> {
             println!(
                 "{}",
                 hostile::cursors(&Lab::from_environment()?, mutations, seed)?
+            );
+        }
+        Command::Faults { count, seed, first } => {
+            println!(
+                "{}",
+                faults::run(&Lab::from_environment()?, seed, first, count)?
             );
         }
         Command::Soak { seconds, seed } => {

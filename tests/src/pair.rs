@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Two guests that are each other's peers.
 
-use crate::guest::{Guest, Mode, Running, SMC_PORT};
+use crate::guest::{self, Guest, Mode, Running, SMC_PORT};
 use crate::lab::Lab;
 use anyhow::{Context, Result};
 use ivsmc_traffic::agent::Command;
@@ -120,40 +120,7 @@ impl Pair {
 
     /// Adds what is known to an error.
     pub fn explain(&mut self, error: anyhow::Error) -> anyhow::Error {
-        let mut text = String::new();
-        for guest in [&mut self.a, &mut self.b] {
-            text += &format!("--- guest {}\n", guest.guest().name());
-            if let Err(error) = guest.vmm().check() {
-                text += &format!("{error:#}\n{}", guest.tails());
-                continue;
-            }
-            let mut is_silent = false;
-            if guest.shell("true").is_err() {
-                text += "it did not answer; its programs, if a new connection can be made:\n";
-                is_silent = guest.reconnect().is_err();
-            }
-            for line in [
-                "for p in /proc/[0-9]*; do echo $(cat $p/comm) $(sed -n 's/^State://p' $p/status) \
-                 $(cat $p/wchan) $(cat $p/syscall); done | grep -v '^k' | tail -40",
-                "cat /sys/kernel/debug/ivpci/*/*",
-                "ivsmc-guest status",
-                "dmesg | tail -20",
-            ] {
-                match guest.shell(line) {
-                    Ok(output) => text += &output,
-                    Err(failed) => text += &format!("{failed:#}\n"),
-                }
-            }
-            match guest.vmm().process().activity(Duration::from_secs(1)) {
-                Ok(activity) => text += &activity,
-                Err(failed) => text += &format!("{failed:#}\n"),
-            }
-            if is_silent {
-                guest.vmm().ask_where_it_hangs();
-            }
-            text += &guest.tails();
-        }
-        error.context(text)
+        guest::explain([&mut self.a, &mut self.b], error)
     }
 
     /// Says what is wrong with either.

@@ -2,7 +2,7 @@
 //! What a process has and does, as /proc tells.
 
 use anyhow::{Context, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -78,8 +78,21 @@ impl Process {
         Ok(Footprint {
             descriptors: self.descriptors()?.len(),
             threads: self.threads()?.len(),
-            windows: windows(&self.read("maps")?),
+            windows: window_lines(&self.read("maps")?).count(),
         })
+    }
+
+    /// The windows that it has mapped, by the inodes of their memory.
+    pub fn windows(self) -> Result<BTreeSet<u64>> {
+        let maps = self.read("maps")?;
+        window_lines(&maps)
+            .map(|line| {
+                let inode = line.split_whitespace().nth(4);
+                inode
+                    .and_then(|inode| inode.parse().ok())
+                    .with_context(|| format!("no inode in {line}"))
+            })
+            .collect()
     }
 
     /// What its descriptors are of.
@@ -156,8 +169,8 @@ impl Process {
 }
 
 /// The lines of maps that are windows.
-fn windows(maps: &str) -> usize {
-    maps.lines().filter(|line| line.contains(WINDOW)).count()
+fn window_lines(maps: &str) -> impl Iterator<Item = &str> {
+    maps.lines().filter(|line| line.contains(WINDOW))
 }
 
 /// "ID (name) state ..." of proc(5); the name can have anything in it.
@@ -194,7 +207,7 @@ mod tests {
     #[test]
     fn windows_are_counted() {
         let maps = "7f00-7f01 rw-s 00000000 00:01 9 /memfd:ivsmc-window (deleted)\n7f01-7f02 rw-p 0 00:00 0\n";
-        assert_eq!(windows(maps), 1);
+        assert_eq!(window_lines(maps).count(), 1);
     }
 
     #[test]
@@ -206,5 +219,6 @@ mod tests {
             "{footprint}"
         );
         assert_eq!(footprint.windows, 0);
+        assert_eq!(process.windows().unwrap(), BTreeSet::new());
     }
 }

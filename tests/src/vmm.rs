@@ -12,6 +12,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -198,6 +199,21 @@ impl Vmm {
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
+        Ok(())
+    }
+
+    /// Stops the VMM, guest and all, or has it go on: a machine that is too busy to run it.
+    pub fn stall(&self, stalled: bool) -> Result<()> {
+        let process = i32::try_from(self.child.id())?;
+        let signal = if stalled {
+            libc::SIGSTOP
+        } else {
+            libc::SIGCONT
+        };
+        // SAFETY: takes no pointers. The child has not been waited for, or the VMM has ended, so the id is its own.
+        if unsafe { libc::kill(process, signal) } < 0 {
+            return Err(io::Error::last_os_error()).context("cannot stall the VMM");
+        }
         Ok(())
     }
 

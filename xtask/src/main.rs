@@ -51,7 +51,7 @@ enum Command {
     Setup(setup::Options),
     /// Boot two guests, run the same TCP program over virtio-net and over SMC-D, print a table.
     Demo(demo::Options),
-    /// Run every test: unit tests, the driver's checks, the suite of two guests.
+    /// Run every test: unit tests, the driver's checks, the suite with guests.
     Test(test::Options),
     /// Measure TCP over virtio-net and SMC-D side by side, and what they cost; make a report with plots.
     Perf(perf::Options),

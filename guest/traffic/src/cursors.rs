@@ -12,8 +12,7 @@ use crate::pattern::Random;
 use crate::service::Failure;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
-use std::fs::{self, OpenOptions};
-use std::os::fd::AsFd;
+use std::fs;
 use std::time::{Duration, Instant};
 
 const CONTROL_AREA: usize = 64 << 10;
@@ -137,14 +136,8 @@ impl Window {
             .lines()
             .find_map(up)
             .ok_or_else(|| format!("no link is up: {links}"))?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(device.join("resource2"))?;
-        let memory = Mapping::new(file.as_fd(), (number * size) as u64, size)
-            .map_err(|error| format!("{}: mmap: {error}", device.join("resource2").display()))?;
         Ok(Window {
-            memory,
+            memory: Mapping::of_bar(&device, 2, number * size, size)?,
             peers_side: 1 - side,
         })
     }

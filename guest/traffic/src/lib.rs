@@ -5,6 +5,7 @@
 //! - [`pattern`]: data that a receiver can check without having seen it sent.
 //! - [`service`] and [`traffic`]: the two ends of connections that check every byte, and that they
 //!   are SMC-D as SMC's own diagnosis says on both sides.
+//! - [`windows`]: marks in the memory of windows, and a link that flaps.
 //! - [`cursors`]: a hostile guest.
 //! - [`ivshmem`]: a stock user of an ivshmem device, from userspace.
 //! - [`limits`]: what can be had of such a device at best: the bounds that SMC-D is measured against.
@@ -17,3 +18,4 @@ mod mapping;
 pub mod pattern;
 pub mod service;
 pub mod traffic;
+pub mod windows;

@@ -6,7 +6,7 @@ use ivsmc_guest::socket::{self, Transport};
 use ivsmc_traffic::limits::End;
 use ivsmc_traffic::service::{self, Failure};
 use ivsmc_traffic::traffic::{self, Expect, Target};
-use ivsmc_traffic::{agent, cursors, ivshmem, limits};
+use ivsmc_traffic::{agent, cursors, ivshmem, limits, windows};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -106,6 +106,23 @@ enum Command {
         #[arg(long)]
         until: PathBuf,
     },
+    /// Exchange data on one connection until a file appears
+    Stream {
+        #[command(flatten)]
+        client: Client,
+        /// Bytes each way, after which both ends judge
+        #[arg(long, default_value_t = 1 << 20)]
+        bytes: u64,
+        /// Milliseconds from one exchange to the next
+        #[arg(long, default_value_t = 0)]
+        pause: u64,
+        /// The file
+        #[arg(long)]
+        until: PathBuf,
+        /// A file that has the number of exchanges that have been right
+        #[arg(long)]
+        progress: PathBuf,
+    },
     /// Receive until something ends the connections; count how they end
     Receive {
         #[command(flatten)]
@@ -156,10 +173,39 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         runs: u64,
     },
+    /// Look at, and into, the windows of an ivsmc device, past any driver
+    Windows {
+        #[command(subcommand)]
+        action: Windows,
+    },
     /// Use an ivshmem device as a stock user does, through VFIO
     Ivshmem {
         #[command(subcommand)]
         action: Ivshmem,
+    },
+}
+
+#[derive(Subcommand)]
+enum Windows {
+    /// The device and its links
+    List,
+    /// Write a mark of this guest's into each page of each window; ivpci must not use them
+    Fill {
+        /// Seed of the marks
+        #[arg(long)]
+        seed: u64,
+    },
+    /// Look for marks in all of the device's memory
+    Search {
+        /// Seeds of the marks, separated by commas
+        #[arg(long, required = true, value_delimiter = ',')]
+        seeds: Vec<u64>,
+    },
+    /// Have a link that ivpci uses end and come up again
+    Flap {
+        /// Its number
+        #[arg(long)]
+        link: usize,
     },
 }
 
@@ -313,6 +359,16 @@ fn run(command: Command) -> Result<(), Failure> {
             bytes,
             until,
         } => client.run(|target, seed| target.restless(seed, parallel, bytes, &until)),
+        Command::Stream {
+            client,
+            bytes,
+            pause,
+            until,
+            progress,
+        } => {
+            let pause = Duration::from_millis(pause);
+            client.run(|target, seed| target.stream(seed, bytes, pause, &until, &progress))
+        }
         Command::Receive {
             client,
             connections,
@@ -327,6 +383,12 @@ fn run(command: Command) -> Result<(), Failure> {
         } => client.run(|target, _| target.idle(connections, &ready, &until)),
         Command::Splice { client, bytes } => client.run(|target, seed| target.splice(seed, bytes)),
         Command::Mix { client, runs } => client.run(|target, seed| target.mix(seed, runs)),
+        Command::Windows { action } => match action {
+            Windows::List => print(&windows::list()?),
+            Windows::Fill { seed } => print(&windows::fill(seed)?),
+            Windows::Search { seeds } => print(&windows::search(&seeds)?),
+            Windows::Flap { link } => windows::flap(link),
+        },
         Command::Ivshmem { action } => match action {
             Ivshmem::Receive { count } => ivshmem::receive(count),
             Ivshmem::Send { count } => ivshmem::send(count),

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Mapped memory or registers that a peer has mapped, too.
 
+use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, fence};
 
@@ -38,6 +40,21 @@ impl Mapping {
         let address = NonNull::new(address.cast());
         let address = address.ok_or_else(|| io::Error::other("a mapping at address 0"))?;
         Ok(Mapping { address, size })
+    }
+
+    /// Maps `size` bytes of BAR `number` from `offset` on, of the device with this folder in sysfs, whatever driver it
+    /// has.
+    pub(crate) fn of_bar(
+        device: &Path,
+        number: u32,
+        offset: usize,
+        size: usize,
+    ) -> io::Result<Self> {
+        let path = device.join(format!("resource{number}"));
+        let open = || OpenOptions::new().read(true).write(true).open(&path);
+        open()
+            .and_then(|file| Mapping::new(file.as_fd(), offset as u64, size))
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     }
 
     /// Its size in bytes.

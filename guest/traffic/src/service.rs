@@ -2,8 +2,8 @@
 //! The serving end, and what the two ends say to each other.
 //!
 //! A connection begins with an [`Order`] of the client's. Then data flows as ordered, both ends check
-//! it, and the server closes with a [`Verdict`]: whether what it got was right, and what SMC's
-//! diagnosis says of the connection on its side.
+//! it, and the server ends with a [`Verdict`]: whether what it got was right, and what SMC's
+//! diagnosis says of the connection on its side. If it was right the client may order again, on the same connection.
 
 use crate::pattern::{Pattern, Sizes};
 use ivsmc_guest::connections::Connection;
@@ -171,7 +171,11 @@ pub fn exchange(
             .spawn_scoped(scope, || send_pattern(stream, send_seed, send))?;
         let received = check_pattern(stream, receive_seed, receive);
         let sent = sender.join().map_err(|_| "the sender panicked")?;
-        received.and(sent)
+        match (received, sent) {
+            // The connection's error is told once, and either may have heard it.
+            (Err(received), Err(sent)) => Err(format!("{received}; sending: {sent}").into()),
+            (received, sent) => received.and(sent),
+        }
     })
 }
 
@@ -205,17 +209,30 @@ fn serve_one(mut stream: &TcpStream) -> Result<(), Failure> {
     stream.set_read_timeout(Some(SILENCE))?;
     stream.set_write_timeout(Some(SILENCE))?;
     let mut order = [0; Order::LENGTH];
-    stream.read_exact(&mut order)?;
-    let result = match Order::from_bytes(&order)? {
-        Order::Exchange { seed, up, down } => exchange(stream, (!seed, down), (seed, up)),
-        Order::Echo { seed, size, count } => echo(stream, seed, size as usize, count),
-    };
-    let error = result.as_ref().err().map(ToString::to_string);
-    let connection = socket::diagnosis(stream)?;
-    write_verdict(&mut stream, &Verdict { error, connection })?;
-    // The client looks at its own side of the connection before it closes.
-    while stream.read(&mut order)? != 0 {}
-    result
+    while read_order(stream, &mut order)? {
+        let result = match Order::from_bytes(&order)? {
+            Order::Exchange { seed, up, down } => exchange(stream, (!seed, down), (seed, up)),
+            Order::Echo { seed, size, count } => echo(stream, seed, size as usize, count),
+        };
+        let error = result.as_ref().err().map(ToString::to_string);
+        let connection = socket::diagnosis(stream)?;
+        write_verdict(&mut stream, &Verdict { error, connection })?;
+        if result.is_err() {
+            // The client looks at its own side of the connection before it closes.
+            while stream.read(&mut order)? != 0 {}
+            return result;
+        }
+    }
+    Ok(())
+}
+
+/// Whether there is an order; the connection ends with none.
+fn read_order(mut stream: &TcpStream, order: &mut [u8; Order::LENGTH]) -> io::Result<bool> {
+    if stream.read(&mut order[..1])? == 0 {
+        return Ok(false);
+    }
+    stream.read_exact(&mut order[1..])?;
+    Ok(true)
 }
 
 fn echo(mut stream: &TcpStream, seed: u64, size: usize, count: u64) -> Result<(), Failure> {

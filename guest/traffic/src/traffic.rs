@@ -127,7 +127,7 @@ impl Target {
     }
 
     /// Hears the server's verdict, looks at this side, and judges.
-    fn close(&self, mut stream: &TcpStream, bytes: u64) -> Result<Report, Failure> {
+    fn conclude(&self, mut stream: &TcpStream, bytes: u64) -> Result<Report, Failure> {
         let verdict = service::read_verdict(&mut stream)?;
         let mut report = self.judge(stream, &verdict)?;
         report.bytes = bytes;
@@ -198,7 +198,7 @@ impl Target {
             times.push(begin.elapsed());
             received.check(&message)?;
         }
-        let mut report = self.close(&stream, 2 * received.position())?;
+        let mut report = self.conclude(&stream, 2 * received.position())?;
         report.round_trip_us = percentiles(&mut times);
         report.connect_us = percentiles(&mut [connected]);
         report.seconds = start.elapsed().as_secs_f64();
@@ -210,7 +210,7 @@ impl Target {
         let start = Instant::now();
         let stream = self.open(Order::Exchange { seed, up, down })?;
         service::exchange(&stream, (seed, up), (!seed, down))?;
-        let mut report = self.close(&stream, up + down)?;
+        let mut report = self.conclude(&stream, up + down)?;
         report.seconds = start.elapsed().as_secs_f64();
         Ok(report)
     }
@@ -235,7 +235,7 @@ impl Target {
         beat()?;
         let result = body()?;
         beat()?;
-        self.close(&stream, 0)?;
+        self.conclude(&stream, 0)?;
         Ok(result)
     }
 
@@ -396,6 +396,58 @@ impl Target {
         Ok(total)
     }
 
+    /// Exchanges data on one connection, `bytes` each way at a time with a pause after it, until the file `until`
+    /// appears. Each time both ends judge what came, and what the connection is; then how often they have is
+    /// written to the file `progress`, which is removed in the end.
+    pub fn stream(
+        &self,
+        seed: u64,
+        bytes: u64,
+        pause: Duration,
+        until: &Path,
+        progress: &Path,
+    ) -> Result<Report, Failure> {
+        let result = self.exchange_until(seed, bytes, pause, until, progress);
+        match std::fs::remove_file(progress) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => result.and(Err(error.into())),
+            _ => result,
+        }
+    }
+
+    fn exchange_until(
+        &self,
+        seed: u64,
+        bytes: u64,
+        pause: Duration,
+        until: &Path,
+        progress: &Path,
+    ) -> Result<Report, Failure> {
+        let start = Instant::now();
+        let mut stream = self.connect()?;
+        let mut total = Report::default();
+        for round in 1u64.. {
+            let seed = seed.wrapping_add(round);
+            let order = Order::Exchange {
+                seed,
+                up: bytes,
+                down: bytes,
+            };
+            stream.write_all(&order.to_bytes())?;
+            service::exchange(&stream, (seed, bytes), (!seed, bytes))?;
+            let mut report = self.conclude(&stream, 2 * bytes)?;
+            report.bytes += total.bytes;
+            // It is one connection, however often it is looked at.
+            total = report;
+            std::fs::write(progress, round.to_string())?;
+            if until.exists() {
+                break;
+            }
+            std::thread::sleep(pause);
+        }
+        total.seconds = start.elapsed().as_secs_f64();
+        Ok(total)
+    }
+
     /// Receives on so many connections until something ends them. `flowing` is created as soon as data has
     /// arrived on all of them.
     pub fn receive(&self, seed: u64, connections: u64, flowing: &Path) -> Result<Ends, Failure> {
@@ -490,7 +542,7 @@ impl Target {
                 Pattern::new(seed).fill(&mut byte);
                 stream.write_all(&byte)?;
                 stream.read_exact(&mut byte)?;
-                total.add(&self.close(&stream, 2)?);
+                total.add(&self.conclude(&stream, 2)?);
             }
             Ok(())
         })?;
@@ -508,7 +560,7 @@ impl Target {
             down: bytes,
         })?;
         splice_to_file(stream.as_fd(), &file, bytes)?;
-        let mut total = self.close(&stream, bytes)?;
+        let mut total = self.conclude(&stream, bytes)?;
         drop(stream);
         file.rewind()?;
         service::check_pattern(&file, !seed, bytes)
@@ -521,7 +573,7 @@ impl Target {
             down: 0,
         })?;
         send_file(&file, stream.as_fd(), bytes)?;
-        total.add(&self.close(&stream, bytes)?);
+        total.add(&self.conclude(&stream, bytes)?);
         total.seconds = start.elapsed().as_secs_f64();
         Ok(total)
     }

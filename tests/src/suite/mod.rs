@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The tests with two guests. Guests are shared by tests that leave them as they were.
+//! The tests with two guests and more. Guests are shared by tests that leave them as they were.
 
 mod cloud_hypervisor;
 mod compatibility;
+mod faults;
 mod life;
+mod mesh;
 mod options;
 mod smc_defects;
 mod traffic;
@@ -165,6 +167,8 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     life::add(&mut suite);
     compatibility::add(&mut suite);
     options::add(&mut suite);
+    mesh::add(&mut suite);
+    faults::add(&mut suite);
     smc_defects::add(&mut suite);
     cloud_hypervisor::add(&mut suite);
     let arguments = Arguments {
