@@ -9,6 +9,7 @@ use ivsmc_guest::statistics::Statistics;
 use ivsmc_guest::status::Status;
 use ivsmc_lab::guest::{self, Running};
 use ivsmc_lab::pair::Pair;
+use ivsmc_lab::process::Thread;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -68,12 +69,12 @@ impl Snapshot {
             guests,
         };
         for guest in [&mut pair.a, &mut pair.b] {
-            let process = guest.vmm().process();
-            for thread in process.threads()? {
+            let threads = guest.vmm().process().threads()?;
+            for thread in &threads {
                 *snapshot.threads.entry(kind(&thread.name)).or_default() += thread.ticks;
             }
             for name in EXITS {
-                if let Some(count) = kvm(process.0, name) {
+                if let Some(count) = kvm(&threads, name) {
                     *snapshot.exits.entry(name).or_default() += count;
                 }
             }
@@ -156,7 +157,8 @@ impl Costs {
     pub fn of(&self, work: Work) -> Vec<Value> {
         let mut values = Vec::new();
         for (name, count) in &self.counts {
-            let mut value = |unit, value| values.push((name.clone(), unit, Better::Lower, value));
+            let better = better(name);
+            let mut value = |unit, value| values.push((name.clone(), unit, better, value));
             let is_time = name.contains("CPU");
             if is_time {
                 value("s/million messages", count / work.messages * 1e6);
@@ -176,9 +178,17 @@ impl Costs {
     pub fn of_time(&self) -> Vec<Value> {
         let value = |(name, count): (&String, &f64)| {
             let unit = if name.contains("CPU") { "s/s" } else { "/s" };
-            (name.clone(), unit, Better::Lower, count / self.seconds)
+            (name.clone(), unit, better(name), count / self.seconds)
         };
         self.counts.iter().map(value).collect()
+    }
+}
+
+/// All are costs, but one.
+fn better(name: &str) -> Better {
+    match name {
+        "doorbells saved" => Better::Higher,
+        _ => Better::Lower,
     }
 }
 
@@ -241,13 +251,18 @@ fn kind(name: &str) -> String {
     kind.to_owned()
 }
 
-/// A counter of the VM that a process has; folders are named PID-DESCRIPTOR.
-fn kvm(process: u32, counter: &str) -> Option<u64> {
-    let prefix = format!("{process}-");
+/// A counter of the VM that one of a process's threads has made; folders are named THREAD-DESCRIPTOR.
+fn kvm(threads: &[Thread], counter: &str) -> Option<u64> {
+    let is_theirs = |name: &str| {
+        let maker = name
+            .split_once('-')
+            .and_then(|(maker, _)| maker.parse().ok());
+        threads.iter().any(|thread| maker == Some(thread.id))
+    };
     let folder = std::fs::read_dir(KVM)
         .ok()?
         .flatten()
-        .find(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))?;
+        .find(|entry| is_theirs(&entry.file_name().to_string_lossy()))?;
     let text = std::fs::read_to_string(folder.path().join(counter)).ok()?;
     text.trim().parse().ok()
 }
