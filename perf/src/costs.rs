@@ -155,7 +155,8 @@ impl Costs {
     pub fn of(&self, work: Work) -> Vec<Value> {
         let mut values = Vec::new();
         for (name, count) in &self.counts {
-            let mut value = |unit, value| values.push((name.clone(), unit, Better::Lower, value));
+            let better = better(name);
+            let mut value = |unit, value| values.push((name.clone(), unit, better, value));
             let is_time = name.contains("CPU");
             if is_time {
                 value("s/million messages", count / work.messages * 1e6);
@@ -175,9 +176,17 @@ impl Costs {
     pub fn of_time(&self) -> Vec<Value> {
         let value = |(name, count): (&String, &f64)| {
             let unit = if name.contains("CPU") { "s/s" } else { "/s" };
-            (name.clone(), unit, Better::Lower, count / self.seconds)
+            (name.clone(), unit, better(name), count / self.seconds)
         };
         self.counts.iter().map(value).collect()
+    }
+}
+
+/// All are costs, but one.
+fn better(name: &str) -> Better {
+    match name {
+        "doorbells saved" => Better::Higher,
+        _ => Better::Lower,
     }
 }
 

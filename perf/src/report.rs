@@ -310,15 +310,16 @@ pub fn comparison(old: &Results, new: &Results) -> String {
         };
         common += 1;
         let change = change(before, figure);
-        if !SEEN.contains(&figure.unit.as_str()) && change == Change::Noise {
+        if !SEEN.contains(&figure.unit.as_str())
+            && matches!(change, Change::Noise | Change::Unknown)
+        {
             quiet += 1;
             continue;
         }
         let (was, is) = (before.median(), figure.median());
-        let part = if was == is {
-            0.0
-        } else {
-            100.0 * (is - was) / was
+        let part = match 100.0 * (is - was) / was {
+            part if part.is_finite() => format!("{part:+.1}%"),
+            _ => String::new(),
         };
         let key = format!(
             "{}, {}, {}: {}, {}",
@@ -331,7 +332,7 @@ pub fn comparison(old: &Results, new: &Results) -> String {
         let (was, is) = (number(was), number(is));
         let _ = writeln!(
             text,
-            "{key:<66} {was:>12} {is:>12} {part:>+8.1}% {}",
+            "{key:<66} {was:>12} {is:>12} {part:>9} {}",
             change.words()
         );
     }
@@ -340,7 +341,7 @@ pub fn comparison(old: &Results, new: &Results) -> String {
     }
     let _ = writeln!(
         text,
-        "{quiet} costs are within the noise and not shown. Within the noise: the ranges of all repetitions overlap."
+        "{quiet} costs are within the noise, or were measured once only, and are not shown. Within the noise: the ranges of all repetitions overlap."
     );
     text
 }
@@ -350,6 +351,8 @@ pub fn comparison(old: &Results, new: &Results) -> String {
 enum Change {
     /// Nothing that the noise would not explain.
     Noise,
+    /// Measured once only, then or now: nobody knows the noise.
+    Unknown,
     Better,
     Worse,
 }
@@ -358,6 +361,7 @@ impl Change {
     fn words(self) -> &'static str {
         match self {
             Change::Noise => "within the noise",
+            Change::Unknown => "noise unknown",
             Change::Better => "better",
             Change::Worse => "WORSE",
         }
@@ -365,6 +369,9 @@ impl Change {
 }
 
 fn change(old: &Figure, new: &Figure) -> Change {
+    if old.samples.len() < 2 || new.samples.len() < 2 {
+        return Change::Unknown;
+    }
     let ((old_least, old_greatest), (least, greatest)) = (old.range(), new.range());
     let is_lower = match () {
         () if greatest < old_least => true,
@@ -418,13 +425,13 @@ mod tests {
         let old = [
             figure("x", POINT, TCP, P50, &[10.0, 12.0]),
             figure("x", POINT, NOCOPY, P50, &[10.0, 12.0]),
-            figure("y", POINT, TCP, RATE, &[100.0]),
+            figure("y", POINT, TCP, RATE, &[100.0, 101.0]),
             figure("x", POINT, TCP, EXITS, &[1.0]),
         ];
         let new = [
             figure("x", POINT, TCP, P50, &[11.0, 13.0]),
             figure("x", POINT, NOCOPY, P50, &[5.0, 6.0]),
-            figure("y", POINT, TCP, RATE, &[50.0]),
+            figure("y", POINT, TCP, RATE, &[50.0, 50.5]),
             figure("x", POINT, TCP, EXITS, &[1.0]),
         ];
         let changes: Vec<_> = old
@@ -434,7 +441,12 @@ mod tests {
             .collect();
         assert_eq!(
             changes,
-            [Change::Noise, Change::Better, Change::Worse, Change::Noise]
+            [
+                Change::Noise,
+                Change::Better,
+                Change::Worse,
+                Change::Unknown
+            ]
         );
         let text = comparison(&results(old.to_vec()), &results(new.to_vec()));
         assert!(

@@ -291,11 +291,11 @@ fn prove(transport: Transport, costs: &Costs, work: Work, connects: bool) -> Res
     let (made, taken) = (client.client_connections, server.server_connections);
     let moved = (server.sent_bytes + client.sent_bytes) as f64;
     if transport.is_smc() {
+        // Not that they are as many: one that ends as soon as it is there can be counted by one side only.
         ensure!(
-            made == taken,
-            "{made} SMC-D connections here are {taken} there"
+            (made > 0 && taken > 0) || !connects,
+            "{made} SMC-D connections were made, and {taken} accepted"
         );
-        ensure!(made > 0 || !connects, "no SMC-D connection was made");
         ensure!(
             moved >= work.bytes * MOST,
             "{moved} bytes went over SMC-D, of {}",

@@ -129,10 +129,14 @@ impl Process {
     /// What KVM counts for its VM, by KVM's names; empty if that cannot be had.
     pub fn kvm_counters(self) -> BTreeMap<String, u64> {
         let mut counters = BTreeMap::new();
-        // A folder's name is PID-DESCRIPTOR.
-        let prefix = format!("{}-", self.0);
+        // A folder's name is THREAD-DESCRIPTOR, of the thread that has made the VM.
+        let threads = self.threads().unwrap_or_default();
+        let is_ours = |name: &str| {
+            let thread = name.split('-').next().and_then(|id| id.parse().ok());
+            threads.iter().any(|own| thread == Some(own.id))
+        };
         let folders = std::fs::read_dir(KVM).into_iter().flatten().flatten();
-        for folder in folders.filter(|f| f.file_name().to_string_lossy().starts_with(&prefix)) {
+        for folder in folders.filter(|f| is_ours(&f.file_name().to_string_lossy())) {
             for file in std::fs::read_dir(folder.path())
                 .into_iter()
                 .flatten()

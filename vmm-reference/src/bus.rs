@@ -44,7 +44,10 @@ impl Bus {
         if let (Some(serial), Some(register)) = (&self.serial, serial_register(port)) {
             let mut serial = lock(serial);
             data.fill_with(|| serial.read(register));
-        } else if matches!(port, layout::SLEEP_CONTROL_PORT | layout::SLEEP_STATUS_PORT) {
+        } else if matches!(
+            port,
+            layout::SLEEP_CONTROL_PORT | layout::SLEEP_STATUS_PORT | layout::NMI_STATUS_PORT
+        ) {
             data.fill(0);
         }
     }

@@ -48,6 +48,8 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_PORT_SIZE: u8 = 8;
 /// The serial port's I/O APIC pin.
 pub const SERIAL_IRQ: u32 = 4;
+/// Where a PC says why there was an NMI: a zero, for no fault of memory or bus.
+pub const NMI_STATUS_PORT: u16 = 0x61;
 /// ACPI's sleep control, sleep status and reset registers: a port each.
 pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 /// See [`SLEEP_CONTROL_PORT`].
