@@ -177,7 +177,7 @@ impl Fault {
             }
             Kind::Stall => self.while_stalled(mesh, a, |_| Ok(()))?,
             Kind::Reboot | Kind::RebootBoth => {
-                mesh.at_once(&victims, Running::reboot)?;
+                mesh.at_once(&victims, |_, guest| guest.reboot())?;
                 end(mesh, &victims)?;
             }
             Kind::Crash => {
@@ -190,9 +190,9 @@ impl Fault {
                 mesh.boot(&victims)?;
             }
             Kind::Unload | Kind::UnloadBoth => {
-                mesh.at_once(&victims, unload)?;
+                mesh.at_once(&victims, |_, guest| unload(guest))?;
                 end(mesh, &[])?;
-                mesh.at_once(&victims, |guest| guest.load_driver(Mode::NoCopy))?;
+                mesh.at_once(&victims, |_, guest| guest.load_driver(Mode::NoCopy))?;
             }
             Kind::UnloadBesideStalled => {
                 self.while_stalled(mesh, b, |mesh| {
@@ -339,7 +339,7 @@ pub fn run(lab: &Lab, seed: u64, first: u64, count: u64) -> Result<Survived> {
     // Data that flows all the time, and leaves the machine time for what else has to be done.
     let pace = Pace {
         bytes: 64 << 10,
-        pause: 100,
+        pause: 300,
     };
     let mut mesh = Mesh::new(lab, GUESTS, pace, |_| String::new())?;
     let result = strike_all(&mut mesh, seed, first, count);

@@ -437,8 +437,10 @@ impl Running {
 
     /// Has the guest's kernel panic, and waits until it has booted again and can be used.
     pub fn crash(&mut self) -> Result<()> {
-        // It panics when memory runs out, and boots a second later.
-        let line = "echo 1 >/proc/sys/kernel/panic; echo 2 >/proc/sys/vm/panic_on_oom; exec tail /dev/zero";
+        // It panics as soon as it has no memory left, which is when it has to keep more free than it has, and boots a
+        // second later.
+        let line = "echo 1 >/proc/sys/kernel/panic; echo 2 >/proc/sys/vm/panic_on_oom; \
+                    echo 100000000 >/proc/sys/vm/min_free_kbytes";
         self.restart(&Command::shell(line))
     }
 

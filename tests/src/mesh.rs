@@ -6,7 +6,7 @@ use crate::lab::Lab;
 use crate::pair::{DEVICE, LINK_TIME};
 use crate::process::Footprint;
 use anyhow::{Context, Result, bail, ensure};
-use ivsmc_guest::connections::Mode as How;
+use ivsmc_guest::connections::{Connection, Mode as How};
 use ivsmc_traffic::agent::Command;
 use ivsmc_traffic::traffic::Report;
 use ivsmc_traffic::windows::Device;
@@ -209,12 +209,12 @@ impl<'a> Mesh<'a> {
         Ok(())
     }
 
-    /// Does the same in several guests at once.
-    pub fn at_once(
+    /// Does the same in several guests at once; gives what came of it in each.
+    pub fn at_once<T: Send>(
         &mut self,
         numbers: &[usize],
-        action: impl Fn(&mut Running) -> Result<()> + Sync,
-    ) -> Result<()> {
+        action: impl Fn(usize, &mut Running) -> Result<T> + Sync,
+    ) -> Result<BTreeMap<usize, T>> {
         let action = &action;
         std::thread::scope(|scope| {
             let mut threads = Vec::new();
@@ -222,16 +222,17 @@ impl<'a> Mesh<'a> {
                 if let Some(running) = running
                     && numbers.contains(&number)
                 {
-                    threads.push(scope.spawn(move || action(running)));
+                    threads.push((number, scope.spawn(move || action(number, running))));
                 }
             }
-            for thread in threads {
+            let mut results = BTreeMap::new();
+            for (number, thread) in threads {
                 match thread.join() {
-                    Ok(result) => result?,
+                    Ok(result) => results.insert(number, result?),
                     Err(_) => bail!("a thread panicked"),
-                }
+                };
             }
-            Ok(())
+            Ok(results)
         })
     }
 
@@ -242,15 +243,17 @@ impl<'a> Mesh<'a> {
 
     /// Says what is wrong with any of them.
     pub fn check_health(&mut self) -> Result<()> {
-        let running = self.running.iter_mut().flatten();
-        running.into_iter().try_for_each(Running::check_health)
+        let all = self.numbers();
+        self.at_once(&all, |_, guest| guest.check_health())?;
+        Ok(())
     }
 
     /// Waits until each has a link to each other.
     pub fn wait_for_links(&mut self) -> Result<()> {
-        let peers = self.numbers().len().saturating_sub(1);
-        let mut running = self.running.iter_mut().flatten();
-        running.try_for_each(|guest| guest.wait_for_links(peers, LINK_TIME))
+        let all = self.numbers();
+        let peers = all.len().saturating_sub(1);
+        self.at_once(&all, |_, guest| guest.wait_for_links(peers, LINK_TIME))?;
+        Ok(())
     }
 
     /// The device of a guest, and its links.
@@ -272,16 +275,22 @@ impl<'a> Mesh<'a> {
     /// Opens a stream in each direction between each two guests that run and have none yet; waits for each until data
     /// has gone both ways, over SMC-D.
     ///
-    /// One after the other: the first connections between two guests must not be opened at once on a kernel that has
+    /// Between two guests one after the other: the first connections must not be opened at once on a kernel that has
     /// the defect of the cold start.
     pub fn start_streams(&mut self) -> Result<()> {
         let numbers = self.numbers();
-        for &from in &numbers {
-            for &to in &numbers {
-                if from != to && !self.streams.contains_key(&(from, to)) {
-                    self.start_stream((from, to))?;
+        for ascending in [true, false] {
+            let mut started = BTreeSet::new();
+            for &from in &numbers {
+                for &to in &numbers {
+                    let ends = (from, to);
+                    if from != to && (from < to) == ascending && !self.streams.contains_key(&ends) {
+                        self.start_stream(ends)?;
+                        started.insert(ends);
+                    }
                 }
             }
+            self.wait_for_flow(|ends| started.contains(&ends))?;
         }
         Ok(())
     }
@@ -306,7 +315,7 @@ impl<'a> Mesh<'a> {
             exchanges: 0,
         };
         self.streams.insert(ends, stream);
-        self.wait_for_flow(|other| other == ends)
+        Ok(())
     }
 
     /// How many exchanges each stream has made.
@@ -317,12 +326,12 @@ impl<'a> Mesh<'a> {
     fn exchanges_of(&mut self, which: impl Fn(Ends) -> bool) -> Result<BTreeMap<Ends, u64>> {
         let ends = self.streams.keys().filter(|&&ends| which(ends));
         let clients: BTreeSet<usize> = ends.map(|&(from, _)| from).collect();
+        let line = format!(
+            "for f in {PROGRESS}-*; do n=; read n <$f; echo ${{f#{PROGRESS}-}}-$n; done 2>/dev/null; true"
+        );
+        let clients: Vec<usize> = clients.into_iter().collect();
         let mut found = BTreeMap::new();
-        for from in clients {
-            let line = format!(
-                "for f in {PROGRESS}-*; do n=; read n <$f; echo ${{f#{PROGRESS}-}}-$n; done 2>/dev/null; true"
-            );
-            let text = self.guest(from)?.shell(&line)?;
+        for (from, text) in self.at_once(&clients, |_, guest| guest.shell(&line))? {
             for line in text.lines() {
                 // One that is just being written is empty.
                 let words: Vec<_> = line.split('-').map(str::parse::<u64>).collect();
@@ -444,46 +453,42 @@ impl<'a> Mesh<'a> {
 
     /// Waits until SMC knows of the connections of the streams in all guests and of no others, and all are SMC-D.
     pub fn wait_for_connections(&mut self) -> Result<()> {
-        for number in self.numbers() {
-            let wanted = self
-                .streams
-                .keys()
-                .filter(|&&(from, to)| from == number || to == number)
-                .count();
+        let wanted = |number| {
+            let mine = |&&(from, to): &&Ends| from == number || to == number;
+            self.streams.keys().filter(mine).count()
+        };
+        let all = self.numbers();
+        let wanted: BTreeMap<usize, usize> = all.iter().map(|&n| (n, wanted(n))).collect();
+        let right = |c: &Connection| c.state == "active" && c.mode == How::SmcD;
+        self.at_once(&all, |number, guest| {
             let start = Instant::now();
             loop {
-                let mut connections = self.guest(number)?.status()?.connections;
-                connections.retain(|connection| connection.is_connected());
-                let right = |c: &ivsmc_guest::connections::Connection| {
-                    c.state == "active" && c.mode == How::SmcD
-                };
-                if connections.len() == wanted && connections.iter().all(right) {
-                    break;
+                let mut connections = guest.status()?.connections;
+                connections.retain(Connection::is_connected);
+                if connections.len() == wanted[&number] && connections.iter().all(right) {
+                    return Ok(());
                 }
                 ensure!(
                     start.elapsed() < PATIENCE,
-                    "guest {}: there should be {wanted} connections, all of them SMC-D: {connections:#?}",
-                    self.guests[number].name()
+                    "guest {}: there should be {} connections, all of them SMC-D: {connections:#?}",
+                    guest.guest().name(),
+                    wanted[&number]
                 );
                 std::thread::sleep(Duration::from_millis(50));
             }
-        }
+        })?;
         Ok(())
     }
 
     /// What each guest that runs and its VMM hold.
     pub fn holdings(&mut self) -> Result<BTreeMap<usize, Holdings>> {
-        self.numbers()
-            .into_iter()
-            .map(|number| {
-                let guest = self.guest(number)?;
-                let holdings = Holdings {
-                    vmm: guest.vmm().process().footprint()?,
-                    buffers: guest.buffers()?,
-                };
-                Ok((number, holdings))
+        let all = self.numbers();
+        self.at_once(&all, |_, guest| {
+            Ok(Holdings {
+                vmm: guest.vmm().process().footprint()?,
+                buffers: guest.buffers()?,
             })
-            .collect()
+        })
     }
 
     /// Waits until all hold what they held before, and there is one window for each two of them.

@@ -15,7 +15,7 @@ use crate::run::{self, Outcome, RunOptions};
 use crate::setup::{self, KernelFlavour, KernelSource, Prepared};
 use crate::{module, process, programs};
 
-/// How long the suite of two guests may take: on a normal kernel, and on a debug kernel.
+/// How long the suite of guests may take: on a normal kernel, and on a debug kernel.
 const LIMITS: [Duration; 2] = [Duration::from_secs(30 * 60), Duration::from_secs(90 * 60)];
 
 /// sparse, told what Linux's sources use and Debian's sparse does not know; without that the kernel's build leaves
@@ -217,9 +217,9 @@ fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The suite of two guests, and ivpci on QEMU's own ivshmem device.
+/// The suite of guests, and ivpci on QEMU's own ivshmem device.
 fn two_guests(prepared: &Prepared, options: &Options) -> Result<Tally> {
-    heading("tests with two guests");
+    heading("tests with guests");
     let mut arguments = vec!["suite".to_owned()];
     arguments.extend(options.filter.clone());
     let limit = LIMITS[usize::from(options.flavour.kernel.is_debug())];
