@@ -22,7 +22,7 @@ struct Options {
 enum Command {
     /// Measure TCP over virtio-net and SMC-D; print a table, and write it to demo.json
     Demo,
-    /// Run the tests with two guests
+    /// Run the tests with guests
     Suite {
         /// Only those whose name contains this
         filter: Option<String>,
