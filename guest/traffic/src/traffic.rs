@@ -209,8 +209,19 @@ impl Target {
     pub fn bulk(&self, seed: u64, up: u64, down: u64) -> Result<Report, Failure> {
         let start = Instant::now();
         let stream = self.open(Order::Exchange { seed, up, down })?;
-        service::exchange(&stream, (seed, up), (!seed, down))?;
-        let mut report = self.conclude(&stream, up + down)?;
+        self.exchange(&stream, seed, up, down, start)
+    }
+
+    fn exchange(
+        &self,
+        stream: &TcpStream,
+        seed: u64,
+        up: u64,
+        down: u64,
+        start: Instant,
+    ) -> Result<Report, Failure> {
+        service::exchange(stream, (seed, up), (!seed, down))?;
+        let mut report = self.conclude(stream, up + down)?;
         report.seconds = start.elapsed().as_secs_f64();
         Ok(report)
     }
@@ -240,17 +251,25 @@ impl Target {
     }
 
     /// So many connections at once, each with data both ways.
+    ///
+    /// They are opened a few at a time: SMC gives a handshake six seconds, which on a busy machine are too few for all.
     pub fn many(&self, seed: u64, connections: u64, bytes: u64) -> Result<Report, Failure> {
         let start = Instant::now();
         let barrier = Barrier::new(usize::try_from(connections)?);
+        let turns: [Mutex<()>; HANDSHAKES] = std::array::from_fn(|_| Mutex::new(()));
         let mut total = self.while_warm(|| {
             std::thread::scope(|scope| {
                 let mut threads = Vec::new();
-                for index in 0..connections {
-                    let barrier = &barrier;
+                for (index, turn) in (0..connections).zip(turns.iter().cycle()) {
+                    let (barrier, seed) = (&barrier, seed.wrapping_add(index));
                     let work = move || {
+                        let (up, down) = (bytes, bytes);
+                        let opened = {
+                            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+                            self.open(Order::Exchange { seed, up, down })
+                        };
                         barrier.wait();
-                        self.bulk(seed.wrapping_add(index), bytes, bytes)
+                        self.exchange(&opened?, seed, up, down, start)
                     };
                     threads.push(std::thread::Builder::new().spawn_scoped(scope, work)?);
                 }
@@ -502,15 +521,13 @@ impl Target {
             };
             let (up, down) = (size(23), size(23));
             let (small, count) = (size(17), 1 + size(7));
-            // A handshake may take 6 s, with all that are opened at the same time.
-            let many = count.min(16);
             eprintln!("run {run}: seed {seed}, {up} up, {down} down, {count} messages of {small}");
             total.add(&match random.below(6) {
                 0 => self.ping_pong(seed, u32::try_from(small)?, count)?,
                 1 => self.bulk(seed, up, down)?,
                 2 => self.bulk(seed, up, 0)?,
                 3 => self.bulk(seed, 0, down)?,
-                4 => self.many(seed, many, up >> 3)?,
+                4 => self.many(seed, count, up >> 3)?,
                 _ => self.splice(seed, down)?,
             });
         }
@@ -674,6 +691,8 @@ fn join(
 
 /// How often to look whether idle connections are to end: seldom, because what they cost is measured.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
+/// Connections of [`Target::many`] whose handshakes run at the same time.
+const HANDSHAKES: usize = 16;
 /// How long the first of many connections is held up.
 const HELD: Duration = Duration::from_millis(800);
 /// Largest piece that is spliced at once, in bytes.
