@@ -289,7 +289,7 @@ static void ivpci_announce(struct ivpci_link *link, const char *state)
 {
 	struct device *dev = &link->iv->pdev->dev;
 	char number[32], what[32], peer[64];
-	char *env[] = { number, what, peer, NULL };
+	char *env[4] = { number, what, peer };
 
 	snprintf(number, sizeof(number), "IVPCI_LINK=%u", link->index);
 	snprintf(what, sizeof(what), "IVPCI_LINK_STATE=%s", state);
