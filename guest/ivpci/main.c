@@ -190,20 +190,18 @@ static void ivpci_irqs_off(struct ivpci *iv)
 }
 
 /*
- * On ivsmc vector 0 tells of changes of links, and links share the others, which
- * are spread over the CPUs: no more than there are of either.
+ * On ivsmc vector 0 tells of changes of links, and links share the others: no
+ * more than there are of CPUs or of links. They are no managed interrupts: one
+ * of those is off while its CPUs are, and its links would not be woken.
  */
 static int ivpci_irqs_on(struct ivpci *iv)
 {
-	struct irq_affinity affinity = { .pre_vectors = 1 };
 	unsigned int i, most = 1;
 	int ret;
 
 	if (iv->regs)
-		most += min(num_possible_cpus(), iv->nlinks);
-	ret = pci_alloc_irq_vectors_affinity(iv->pdev, 1, most,
-					     PCI_IRQ_MSIX | PCI_IRQ_AFFINITY,
-					     &affinity);
+		most += min(num_online_cpus(), iv->nlinks);
+	ret = pci_alloc_irq_vectors(iv->pdev, 1, most, PCI_IRQ_MSIX);
 	if (ret < 0)
 		return dev_err_probe(&iv->pdev->dev, ret, "no MSI-X\n");
 
