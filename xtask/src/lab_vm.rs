@@ -22,7 +22,7 @@ const STATUS_BASE: i32 = 16;
 /// `share` is the folder that the lab VM gets as /host; the runner's output goes to `log` and to the
 /// terminal, the console of its kernel and QEMU's complaints (of what TCG cannot emulate, many lines) to `out`.
 ///
-/// It is an emulator's guest, and crashes now and then, which says nothing about what ran in it: then once more.
+/// It is an emulator's guest, and crashes now and then: then once more.
 pub fn run(
     kernel: &Path,
     image: &Path,
@@ -32,6 +32,33 @@ pub fn run(
     limit: Duration,
 ) -> Result<i32> {
     check_share(share)?;
+    let boot = || boot(kernel, image, share, log, out, limit);
+    match boot()? {
+        Ended::WithStatus(status) => return Ok(status),
+        Ended::Crashed(why) => println!("{why}the lab VM is started once more"),
+    }
+    match boot()? {
+        Ended::WithStatus(status) => Ok(status),
+        Ended::Crashed(why) => bail!("{why}logs: {}", out.display()),
+    }
+}
+
+/// How the lab VM ended.
+enum Ended {
+    /// With the runner's status.
+    WithStatus(i32),
+    /// Without; what is known of it, in lines.
+    Crashed(String),
+}
+
+fn boot(
+    kernel: &Path,
+    image: &Path,
+    share: &Path,
+    log: &Path,
+    out: &Path,
+    limit: Duration,
+) -> Result<Ended> {
     let (console, complaints) = (out.join("lab-console.log"), out.join("qemu.log"));
     let shown = process::output(Command::new(QEMU).arg("--version"))?;
     let major = major(&shown).with_context(|| format!("{QEMU} --version: {shown:?}"))?;
@@ -43,54 +70,47 @@ pub fn run(
     }
     let processors = std::thread::available_parallelism()?.get().clamp(2, 4);
 
-    for is_last in [false, true] {
-        let mut command = platform::dies_with_us("sh");
-        command
-            .args(["-c", "exec \"$@\" 2>\"$0\""])
-            .arg(&complaints)
-            .arg(QEMU)
-            .args([
-                "-cpu",
-                "EPYC,+svm,+npt,-xsave",
-                "-accel",
-                "tcg,thread=multi",
-            ])
-            .args(["-smp", &processors.to_string(), "-m", MEMORY])
-            .args(["-display", "none", "-no-reboot", "-nodefaults"])
-            .arg("-serial")
-            .arg(format!("file:{}", console.display()))
-            .args([
-                "-chardev",
-                "stdio,id=runner,signal=off",
-                "-serial",
-                "chardev:runner",
-            ])
-            .arg("-virtfs")
-            .arg(format!(
-                "local,path={},mount_tag=host,security_model=none,multidevs=remap",
-                share.display()
-            ))
-            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
-            .arg("-kernel")
-            .arg(kernel)
-            .arg("-initrd")
-            .arg(image)
-            .args(["-append", &append]);
-        let status = process::run_and_show(command, log, Some(limit))?;
-        match status.code().and_then(runner_status) {
-            Some(status) => return Ok(status),
-            None if !is_last => {
-                println!("the lab VM itself has crashed (QEMU: {status}): once more");
-            }
-            None => bail!(
-                "the lab VM ended without the runner's status (QEMU: {status})\n{}{}logs: {}",
-                process::tail(&complaints),
-                process::tail(&console),
-                out.display()
-            ),
-        }
-    }
-    unreachable!("the last try returns")
+    let mut command = platform::dies_with_us("sh");
+    command
+        .args(["-c", "exec \"$@\" 2>\"$0\""])
+        .arg(&complaints)
+        .arg(QEMU)
+        .args([
+            "-cpu",
+            "EPYC,+svm,+npt,-xsave",
+            "-accel",
+            "tcg,thread=multi",
+        ])
+        .args(["-smp", &processors.to_string(), "-m", MEMORY])
+        .args(["-display", "none", "-no-reboot", "-nodefaults"])
+        .arg("-serial")
+        .arg(format!("file:{}", console.display()))
+        .args([
+            "-chardev",
+            "stdio,id=runner,signal=off",
+            "-serial",
+            "chardev:runner",
+        ])
+        .arg("-virtfs")
+        .arg(format!(
+            "local,path={},mount_tag=host,security_model=none,multidevs=remap",
+            share.display()
+        ))
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
+        .arg("-kernel")
+        .arg(kernel)
+        .arg("-initrd")
+        .arg(image)
+        .args(["-append", &append]);
+    let status = process::run_and_show(command, log, Some(limit))?;
+    Ok(match status.code().and_then(runner_status) {
+        Some(status) => Ended::WithStatus(status),
+        None => Ended::Crashed(format!(
+            "the lab VM ended without the runner's status (QEMU: {status})\n{}{}",
+            process::tail(&complaints),
+            process::tail(&console)
+        )),
+    })
 }
 
 /// What the lab's kernel needs to be told of nested paging: KVM uses it on AMD, but up to some version (7.2 has
