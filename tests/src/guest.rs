@@ -301,21 +301,31 @@ impl Running {
             .map(|name| counters.get(name).copied().unwrap_or(0)))
     }
 
-    /// Waits until it has none.
-    pub fn wait_for_no_buffers(&mut self, timeout: Duration) -> Result<()> {
+    /// Looks again and again until nothing is amiss; `look` says what is.
+    fn wait_until(
+        &mut self,
+        timeout: Duration,
+        mut look: impl FnMut(&mut Self) -> Result<Option<String>>,
+    ) -> Result<()> {
         let start = Instant::now();
-        loop {
-            let buffers = self.buffers()?;
-            if buffers == [0; 3] {
-                return Ok(());
-            }
+        while let Some(amiss) = look(self)? {
             ensure!(
                 start.elapsed() < timeout,
-                "guest {}: DMBs in use, retired, attached after {timeout:?}: {buffers:?}",
+                "guest {}: after {timeout:?} {amiss}",
                 self.guest.name
             );
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(Duration::from_millis(50));
         }
+        Ok(())
+    }
+
+    /// Waits until it has none.
+    pub fn wait_for_no_buffers(&mut self, timeout: Duration) -> Result<()> {
+        self.wait_until(timeout, |guest| {
+            let buffers = guest.buffers()?;
+            let amiss = || format!("there are DMBs in use, retired, attached: {buffers:?}");
+            Ok((buffers != [0; 3]).then(amiss))
+        })
     }
 
     /// Waits until ivpci says that a link is up (or, if not `up`, that none is).
@@ -335,44 +345,35 @@ impl Running {
         timeout: Duration,
         is_so: impl Fn(usize) -> bool,
     ) -> Result<()> {
-        let start = Instant::now();
-        loop {
+        self.wait_until(timeout, |guest| {
             // There is no file while ivpci has no device.
-            let links = self.shell("cat /sys/kernel/debug/ivpci/*/links 2>/dev/null; true")?;
+            let links = guest.shell("cat /sys/kernel/debug/ivpci/*/links 2>/dev/null; true")?;
             let up = |line: &&str| line.split(' ').nth(1) == Some("up");
             let count = links.lines().filter(up).count();
-            if is_so(count) {
-                return Ok(());
-            }
-            ensure!(
-                start.elapsed() < timeout,
-                "guest {}: {count} links are up after {timeout:?} instead of {wanted}: {links}",
-                self.guest.name
-            );
-            std::thread::sleep(Duration::from_millis(50));
-        }
+            let amiss = || format!("{count} links are up instead of {wanted}: {links}");
+            Ok((!is_so(count)).then(amiss))
+        })
     }
 
     /// Waits until so many of the connections that `ivsmc-guest warm` keeps are there.
     pub fn wait_for_warm_connections(&mut self, count: usize, timeout: Duration) -> Result<()> {
-        let start = Instant::now();
-        loop {
-            let connections = self.status()?.connections;
+        self.wait_until(timeout, |guest| {
+            let connections = guest.status()?.connections;
             let warm = connections.iter().filter(|connection| {
                 [connection.local_port, connection.peer_port].contains(&warm::PORT)
                     && connection.mode == How::SmcD
                     && connection.state == "active"
             });
-            if warm.count() == count {
-                return Ok(());
-            }
-            ensure!(
-                start.elapsed() < timeout,
-                "guest {}: there are not {count} warm connections after {timeout:?}: {connections:?}",
-                self.guest.name
-            );
-            std::thread::sleep(Duration::from_millis(50));
-        }
+            let amiss = || format!("there are not {count} warm connections: {connections:?}");
+            Ok((warm.count() != count).then(amiss))
+        })
+    }
+
+    /// Sets the upper bound of ivpci's polling, in microseconds.
+    pub fn poll_for(&mut self, microseconds: u64) -> Result<()> {
+        let parameter = "/sys/module/ivpci/parameters/poll_us";
+        self.shell(&format!("echo {microseconds} >{parameter}"))
+            .map(drop)
     }
 
     /// Traffic that goes to a peer that is gone, program `id`, has to end soon, with an error; gives what it said.

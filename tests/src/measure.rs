@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// How long ivpci may poll in the lab, in microseconds. There everything takes some 50 times as long as on a real
 /// processor, for which its default of 100 is made.
-pub const LAB_POLL_US: u32 = 5000;
+pub const LAB_POLL_US: u64 = 5000;
 
 /// How data moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -55,9 +55,8 @@ impl Transport {
         };
         pair.set_mode(mode)?;
         if lab.platform == Platform::Lab {
-            let line = format!("echo {LAB_POLL_US} >/sys/module/ivpci/parameters/poll_us");
-            pair.a.shell(&line)?;
-            pair.b.shell(&line)?;
+            pair.a.poll_for(LAB_POLL_US)?;
+            pair.b.poll_for(LAB_POLL_US)?;
         }
         Ok(())
     }

@@ -78,10 +78,7 @@ pub fn run(lab: &Lab, time: Duration, seed: u64) -> Result<Soak> {
 fn round(pair: &mut Pair, random: &mut Random) -> Result<(Report, &'static [From])> {
     for from in BOTH {
         let poll = POLLS[random.below(POLLS.len() as u64) as usize];
-        let parameter = "/sys/module/ivpci/parameters/poll_us";
-        pair.ends(from)
-            .0
-            .shell(&format!("echo {poll} >{parameter}"))?;
+        pair.ends(from).0.poll_for(poll)?;
     }
     let froms = [&BOTH[..1], &BOTH[1..], &BOTH[..]][random.below(3) as usize];
     if froms.len() > 1 {

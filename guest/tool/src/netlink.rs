@@ -182,25 +182,25 @@ pub struct Socket {
     sequence: u32,
 }
 
+/// Opens a netlink socket of this protocol, with these flags beside `SOCK_CLOEXEC`.
+pub(crate) fn open(protocol: i32, flags: i32) -> Result<OwnedFd, Error> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | flags;
+    // SAFETY: takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) };
+    if fd < 0 {
+        return Err(Error::Open {
+            protocol,
+            source: io::Error::last_os_error(),
+        });
+    }
+    // SAFETY: `fd` was just opened and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 impl Socket {
     /// Opens a socket of the netlink protocol `protocol` (`NETLINK_SOCK_DIAG`, `NETLINK_GENERIC`).
     pub fn open(protocol: i32) -> Result<Self, Error> {
-        // SAFETY: takes no pointers.
-        let fd = unsafe {
-            libc::socket(
-                libc::AF_NETLINK,
-                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-                protocol,
-            )
-        };
-        if fd < 0 {
-            return Err(Error::Open {
-                protocol,
-                source: io::Error::last_os_error(),
-            });
-        }
-        // SAFETY: `fd` was just opened and nobody else has it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let fd = open(protocol, 0)?;
         let timeout = libc::timeval {
             tv_sec: ANSWER_SECONDS,
             tv_usec: 0,

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The kernel's uevents, of which ivpci makes one when a link comes up or goes down.
 
+use crate::netlink::{self, Error};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 const NETLINK_KOBJECT_UEVENT: i32 = 15;
@@ -17,20 +18,8 @@ pub struct Links(OwnedFd);
 
 impl Links {
     /// Begins to listen.
-    pub fn open() -> io::Result<Self> {
-        // SAFETY: takes no pointers.
-        let fd = unsafe {
-            libc::socket(
-                libc::AF_NETLINK,
-                libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
-                NETLINK_KOBJECT_UEVENT,
-            )
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: `fd` was just opened and nobody else has it.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    pub fn open() -> Result<Self, Error> {
+        let fd = netlink::open(NETLINK_KOBJECT_UEVENT, libc::SOCK_NONBLOCK)?;
         // SAFETY: a sockaddr_nl of zeros is a valid one.
         let mut address: libc::sockaddr_nl = unsafe { std::mem::zeroed() };
         address.nl_family = libc::AF_NETLINK as libc::sa_family_t;
@@ -44,7 +33,7 @@ impl Links {
             )
         };
         if bound < 0 {
-            return Err(io::Error::last_os_error());
+            return Err(io::Error::last_os_error().into());
         }
         Ok(Links(fd))
     }

@@ -3,6 +3,7 @@
 //! at once, which a Linux without our fix does not take well while there is none (docs/linux-defects.md, "Cold start").
 
 use crate::connections::Mode;
+use crate::netlink;
 use crate::socket::{self, Transport};
 use crate::uevent::Links;
 use std::io::{self, Read};
@@ -28,7 +29,7 @@ pub enum Error {
     },
     /// Nothing would tell that a link has come up.
     #[error("cannot listen to the kernel's uevents: {0}")]
-    Uevents(io::Error),
+    Uevents(netlink::Error),
 }
 
 /// Keeps a connection with each of `peers`, all of which do the same; `tell` is called when one is made or ends. Returns

@@ -326,22 +326,21 @@ impl Target {
     /// due. When that is the seed varies.
     pub fn cold(&self, seed: u64, connections: u64, bytes: u64) -> Result<Report, Failure> {
         let start = Instant::now();
-        let mut total = Report::default();
         let others = &Barrier::new(usize::try_from(connections)?);
         let (tell, hear) = std::sync::mpsc::channel();
-        std::thread::scope(|scope| {
+        let mut total = std::thread::scope(|scope| {
             let mut threads = Vec::new();
             for index in 1..connections {
                 let work = move || {
                     others.wait();
-                    counted(self.bulk(seed.wrapping_add(index), bytes, bytes))
+                    Ok(counted(self.bulk(seed.wrapping_add(index), bytes, bytes)))
                 };
                 threads.push(std::thread::Builder::new().spawn_scoped(scope, work)?);
             }
             let first = move || {
                 // SAFETY: takes no pointers.
                 let _ = tell.send(unsafe { libc::gettid() });
-                counted(self.bulk(seed, bytes, bytes))
+                Ok(counted(self.bulk(seed, bytes, bytes)))
             };
             threads.push(std::thread::Builder::new().spawn_scoped(scope, first)?);
             let first = hear.recv();
@@ -354,10 +353,7 @@ impl Target {
             others.wait();
             spin(HELD);
             waited?;
-            for thread in threads {
-                total.add(&thread.join().map_err(|_| "a thread panicked")?);
-            }
-            Ok::<_, Failure>(())
+            join(threads)
         })?;
         total.seconds = start.elapsed().as_secs_f64();
         Ok(total)
@@ -393,8 +389,7 @@ impl Target {
     ) -> Result<Report, Failure> {
         let start = Instant::now();
         let next = AtomicU64::new(0);
-        let mut total = Report::default();
-        std::thread::scope(|scope| {
+        let mut total = std::thread::scope(|scope| {
             let mut threads = Vec::new();
             for _ in 0..parallel {
                 threads.push(std::thread::Builder::new().spawn_scoped(scope, || {
@@ -403,13 +398,10 @@ impl Target {
                         let seed = seed.wrapping_add(next.fetch_add(1, Ordering::Relaxed));
                         total.add(&counted(self.bulk(seed, bytes, bytes)));
                     }
-                    total
+                    Ok(total)
                 })?);
             }
-            for thread in threads {
-                total.add(&thread.join().map_err(|_| "a thread panicked")?);
-            }
-            Ok::<_, Failure>(())
+            join(threads)
         })?;
         total.seconds = start.elapsed().as_secs_f64();
         Ok(total)
