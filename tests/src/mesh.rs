@@ -72,6 +72,8 @@ pub struct Mesh<'a> {
 pub struct Holdings {
     /// The VMM.
     vmm: Footprint,
+    /// Windows that are memory slots, if the VMM has a counter of them.
+    slots: Option<u64>,
     /// ivpci's DMBs: in use, no longer in use but not free yet, and attached ones of peers.
     buffers: [u64; 3],
 }
@@ -83,7 +85,11 @@ impl fmt::Display for Holdings {
             f,
             "{}; in the guest {used} DMBs, {retired} retired, {attached} attached",
             self.vmm
-        )
+        )?;
+        match self.slots {
+            Some(slots) => write!(f, "; {slots} windows are memory slots"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -486,6 +492,10 @@ impl<'a> Mesh<'a> {
         self.at_once(&all, |_, guest| {
             Ok(Holdings {
                 vmm: guest.vmm().process().footprint()?,
+                slots: match guest.vmm().api() {
+                    Ok(_) => Some(guest.vmm().counter("windows")?),
+                    Err(_) => None,
+                },
                 buffers: guest.buffers()?,
             })
         })
