@@ -339,7 +339,7 @@ impl<'a> Mesh<'a> {
         let mut found = BTreeMap::new();
         for (from, text) in self.at_once(&clients, |_, guest| guest.shell(&line))? {
             for line in text.lines() {
-                // One that is just being written is empty.
+                // The next number that is being written, or a file that has just been removed, is none of these.
                 let words: Vec<_> = line.split('-').map(str::parse::<u64>).collect();
                 if let [Ok(to), Ok(number), Ok(exchanges)] = words[..]
                     && let ends = (from, usize::try_from(to)?)

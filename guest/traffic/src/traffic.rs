@@ -409,7 +409,7 @@ impl Target {
 
     /// Exchanges data on one connection, `bytes` each way at a time with a pause after it, until the file `until`
     /// appears. Each time both ends judge what came, and what the connection is; then how often they have is
-    /// written to the file `progress`, which is removed in the end.
+    /// in the file `progress`, which is removed in the end.
     pub fn stream(
         &self,
         seed: u64,
@@ -449,7 +449,7 @@ impl Target {
             report.bytes += total.bytes;
             // It is one connection, however often it is looked at.
             total = report;
-            std::fs::write(progress, round.to_string())?;
+            replace(progress, &round.to_string())?;
             if until.exists() {
                 break;
             }
@@ -689,6 +689,13 @@ const HANDSHAKES: usize = 16;
 const HELD: Duration = Duration::from_millis(800);
 /// Largest piece that is spliced at once, in bytes.
 const SPLICE_PIECE: u64 = 64 << 10;
+
+/// Has a file hold this text: whoever reads it meanwhile finds what it held before, or all of the new.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let new = path.with_extension("new");
+    std::fs::write(&new, text)?;
+    std::fs::rename(new, path)
+}
 
 fn splice_to_file(from: BorrowedFd<'_>, to: &File, bytes: u64) -> Result<(), Failure> {
     let (pipe_out, pipe_in) = io::pipe()?;
