@@ -2,6 +2,9 @@
 //! The agent's side in the guest.
 
 use super::{Command, MAX_LINE, Outcome, Request, Response};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::retry_on_intr;
+use rustix::process::{Pid, PidfdFlags};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
@@ -10,12 +13,10 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ExitStatus};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How much of a program's output is passed on, in bytes.
 const MAX_OUTPUT: u64 = 8 << 20;
-/// How often a program is looked after.
-const TICK: Duration = Duration::from_millis(2);
 
 /// Serves clients for ever, each in its own thread.
 pub fn serve(listener: &TcpListener) -> io::Result<()> {
@@ -149,17 +150,14 @@ impl Program {
         })
     }
 
+    /// Waits for its end, without looking after it meanwhile: it may be one whose speed is measured.
     fn wait(&mut self, timeout: Duration) -> io::Result<Option<ExitStatus>> {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(Some(status));
-            }
-            if start.elapsed() >= timeout {
-                return Ok(None);
-            }
-            std::thread::sleep(TICK);
-        }
+        let pid = Pid::from_child(&self.child);
+        let ended = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+        let timeout = timeout.try_into().map_err(io::Error::other)?;
+        let mut poll = [PollFd::new(&ended, PollFlags::IN)];
+        retry_on_intr(|| rustix::event::poll(&mut poll, Some(&timeout)))?;
+        self.child.try_wait()
     }
 
     /// Signals the program and all that it started.
