@@ -179,9 +179,11 @@ struct ivpci_link {
  * @guard: expires when @poller has given way for too long
  * @handover: @poller has to poll; set by the interrupt
  * @polling: doorbells are off since @poller polls; under dibs->lock
+ * @guarded: @guard runs; under dibs->lock
  * @activity: signals and events taken; under dibs->lock
  * @poll_ns: how long to poll without success
  * @asleep_since: when @poller went to sleep
+ * @away_since: when @poller gave way, 0 when it is back; under dibs->lock
  * @sender: the CPU on which SMC last sent something
  * @debugfs: folder
  * @stats: counters
@@ -216,9 +218,11 @@ struct ivpci {
 	struct hrtimer guard;
 	bool handover;
 	bool polling;
+	bool guarded;
 	u64 activity;
 	u64 poll_ns;
 	u64 asleep_since;
+	u64 away_since;
 	int sender;
 	struct dentry *debugfs;
 	struct ivpci_stats __percpu *stats;

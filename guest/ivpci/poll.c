@@ -4,10 +4,11 @@
  *
  * An interrupt drains the rings at once, then wakes a thread that goes on to
  * poll them. The thread runs when its CPU has nothing else to do: it has the
- * lowest policy there is and gives way when anybody else wants to run; if it
- * does not come back soon, a timer has the peers ring their doorbells again. So
- * a CPU that stays busy is interrupted and an idle one polls, until polling has
- * not paid for a while.
+ * lowest policy there is and gives way when anybody else wants to run. If it
+ * does not come back soon, a timer looks into the rings in its place, for as
+ * long as there is news, and has the peers ring their doorbells again after
+ * that. So an idle CPU polls until that has not paid for a while, and a busy one
+ * is interrupted, but not for each message of a stream.
  */
 
 #include <linux/hrtimer.h>
@@ -231,6 +232,18 @@ void ivpci_poll_kick(struct ivpci *iv)
 	wake_up_process(iv->poller);
 }
 
+/* Look after the rings again when polling has lasted long enough. */
+static void ivpci_guard_rings(struct ivpci *iv)
+{
+	u64 limit = ivpci_poll_limit();
+
+	if (iv->guarded)
+		return;
+	iv->guarded = true;
+	hrtimer_start_range_ns(&iv->guard, ns_to_ktime(limit), limit,
+			       HRTIMER_MODE_REL);
+}
+
 /**
  * ivpci_irq_doorbell() - a peer has rung
  * @irq: not used
@@ -249,7 +262,12 @@ irqreturn_t ivpci_irq_doorbell(int irq, void *data)
 	for_each_set_bit(i, iv->attaching, iv->nlinks)
 		ivpci_link_kick(&iv->links[i]);
 	n = ivpci_drain(iv);
-	if (!iv->polling) {
+	if (!iv->polling && iv->away_since && n && ivpci_poll_limit()) {
+		/* there may be more before the thread has its turn */
+		iv->polling = true;
+		ivpci_disarm(iv);
+		ivpci_guard_rings(iv);
+	} else if (!iv->polling) {
 		u64 now = local_clock();
 
 		kick = !ivpci_arm(iv);
@@ -293,6 +311,7 @@ static void ivpci_begin_polling(struct ivpci *iv)
 	spin_lock_irq(&iv->dibs->lock);
 	iv->polling = true;
 	iv->asleep_since = 0;
+	iv->away_since = 0;
 	ivpci_disarm(iv);
 	spin_unlock_irq(&iv->dibs->lock);
 }
@@ -312,20 +331,41 @@ static void ivpci_end_polling(struct ivpci *iv)
 	local_bh_enable();
 }
 
-/* The thread has not come back in time: others keep its CPU. Have peers ring. */
+/*
+ * The thread has not come back in time: others keep its CPU. As long as there
+ * is news each time, it is taken here, without doorbells: else a peer would ring
+ * for each of its messages, and be slowed down by that, for as long as whoever
+ * they are for is too busy with them to sleep.
+ *
+ * A timer is expensive for a guest to set, so one that runs is left alone when
+ * the thread comes back and gives way again: it goes on from here if it has to.
+ */
 static enum hrtimer_restart ivpci_guard(struct hrtimer *guard)
 {
 	struct ivpci *iv = container_of(guard, struct ivpci, guard);
+	u64 limit = ivpci_poll_limit();
 	unsigned long flags;
+	s64 left = 0;
 
 	spin_lock_irqsave(&iv->dibs->lock, flags);
-	ivpci_drain(iv);
-	if (ivpci_arm(iv))
-		iv->polling = false;
-	else
-		WRITE_ONCE(iv->handover, true);
+	iv->guarded = false;
+	if (iv->away_since) {
+		left = iv->away_since + limit - local_clock();
+		if (left <= 0) {
+			if (ivpci_drain(iv) && limit)
+				left = limit;
+			else if (ivpci_arm(iv))
+				iv->polling = false;
+			else
+				left = max(limit, NSEC_PER_MSEC);
+		}
+	}
+	if (left > 0) {
+		iv->guarded = true;
+		hrtimer_forward_now(guard, ns_to_ktime(left));
+	}
 	spin_unlock_irqrestore(&iv->dibs->lock, flags);
-	return HRTIMER_NORESTART;
+	return left > 0 ? HRTIMER_RESTART : HRTIMER_NORESTART;
 }
 
 /*
@@ -335,8 +375,10 @@ static enum hrtimer_restart ivpci_guard(struct hrtimer *guard)
  */
 static void ivpci_give_way(struct ivpci *iv, struct ivpci_stray *move)
 {
-	hrtimer_start(&iv->guard, ns_to_ktime(ivpci_poll_limit()),
-		      HRTIMER_MODE_REL);
+	spin_lock_irq(&iv->dibs->lock);
+	iv->away_since = local_clock();
+	ivpci_guard_rings(iv);
+	spin_unlock_irq(&iv->dibs->lock);
 	preempt_enable();
 	if (move) {
 		set_cpus_allowed_ptr(current, cpumask_of(move->cpu));
@@ -344,7 +386,6 @@ static void ivpci_give_way(struct ivpci *iv, struct ivpci_stray *move)
 	}
 	schedule();
 	preempt_disable();
-	hrtimer_try_to_cancel(&iv->guard);
 	ivpci_begin_polling(iv);
 }
 

@@ -111,12 +111,6 @@ impl Event {
         }
         *happened = false;
     }
-
-    /// Takes back that it has happened; not at the end of a test, when it is what ends a thread.
-    pub fn clear(&self, end: &Mark) {
-        let mut happened = self.happened.lock().unwrap();
-        *happened = *happened && end.is_set();
-    }
 }
 
 /// A kernel thread's state, as far as `wake_up_process()` knows it.

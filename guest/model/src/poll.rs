@@ -75,6 +75,10 @@ pub struct Receiving {
     pub attaching: bool,
     /// Doorbells are off since the thread polls.
     pub polling: bool,
+    /// The thread has given way: `iv->away_since`.
+    away: bool,
+    /// The timer runs.
+    guarded: bool,
     activity: usize,
     smc: Smc,
 }
@@ -118,6 +122,8 @@ impl Ivpci {
                 receiving: true,
                 attaching: false,
                 polling: false,
+                away: false,
+                guarded: false,
                 activity: 0,
                 smc,
             }),
@@ -230,6 +236,13 @@ pub fn ivpci_poll_kick(iv: &Ivpci) {
     iv.handover.set();
 }
 
+fn ivpci_guard_rings(iv: &Ivpci, link: &mut Receiving) {
+    if !link.guarded {
+        link.guarded = true;
+        iv.guard.set();
+    }
+}
+
 /// `ivpci_irq_doorbell()`
 pub fn ivpci_irq_doorbell(iv: &Ivpci) {
     let mut kick = false;
@@ -238,9 +251,18 @@ pub fn ivpci_irq_doorbell(iv: &Ivpci) {
     if link.attaching {
         iv.work.set();
     }
-    ivpci_drain(iv, &mut link);
+    let n = ivpci_drain(iv, &mut link);
     if link.polling {
         reached("interrupt while polling");
+    } else if link.away && n > 0 {
+        reached("interrupt while away");
+        link.polling = true;
+        if link.receiving {
+            ivpci_rx_disarm(&link.rx);
+        }
+        if present(Step::IrqGuard) {
+            ivpci_guard_rings(iv, &mut link);
+        }
     } else {
         reached("interrupt while asleep");
         if present(Step::IrqArm) {
@@ -259,6 +281,7 @@ pub fn ivpci_irq_doorbell(iv: &Ivpci) {
 fn ivpci_begin_polling(iv: &Ivpci) {
     let mut link = iv.lock.lock().unwrap();
     link.polling = true;
+    link.away = false;
     if link.receiving {
         ivpci_rx_disarm(&link.rx);
     }
@@ -274,30 +297,42 @@ fn ivpci_end_polling(iv: &Ivpci) {
     }
 }
 
-/// `ivpci_guard()`: the timer has expired.
+/// `ivpci_guard()`: the timer has expired, and not too early. That it is too early for the thread's last absence would
+/// only have it expire once more.
 pub fn ivpci_guard(iv: &Ivpci) {
     let mut link = iv.lock.lock().unwrap();
-    reached(if link.polling {
-        "guard expires"
-    } else {
-        "guard expires late"
-    });
-    ivpci_drain(iv, &mut link);
-    if !present(Step::GuardArm) || ivpci_arm(iv, &mut link) {
+    link.guarded = false;
+    if !link.away {
+        reached("guard expires in vain");
+        return;
+    }
+    reached("guard expires");
+    let again = if ivpci_drain(iv, &mut link) > 0 {
+        reached("guard finds something");
+        present(Step::GuardAgain)
+    } else if !present(Step::GuardArm) || ivpci_arm(iv, &mut link) {
         link.polling = false;
+        false
     } else {
         reached("guard cannot arm");
-        iv.handover.set_quietly();
+        true
+    };
+    if again {
+        link.guarded = true;
+        iv.guard.set_quietly();
     }
 }
 
 fn ivpci_give_way(iv: &Ivpci) {
-    iv.guard.set();
+    let mut link = iv.lock.lock().unwrap();
+    link.away = true;
+    if present(Step::GiveWayGuard) {
+        ivpci_guard_rings(iv, &mut link);
+    }
+    drop(link);
     if iv.choices.starves {
         iv.cpu.wait();
     }
-    // hrtimer_try_to_cancel() does not wait for a timer that has expired
-    iv.guard.clear(&iv.stop);
     ivpci_begin_polling(iv);
 }
 

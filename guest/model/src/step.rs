@@ -46,8 +46,14 @@ pub enum Step {
     EndArm,
     /// The thread polls again if it could not arm.
     EndHandover,
-    /// The timer arms if the thread does not come back.
+    /// The interrupt starts the timer if the thread waits for its turn.
+    IrqGuard,
+    /// The timer expires once more if there were news.
+    GuardAgain,
+    /// The timer arms if the thread does not come back and there are no news.
     GuardArm,
+    /// The thread starts the timer when it gives way.
+    GiveWayGuard,
     /// The thread says that it will sleep before it looks whether it may.
     PollerMb,
     /// The thread is told that there is something to do before it is woken.
@@ -79,7 +85,7 @@ pub enum Step {
 }
 
 /// All steps: function of the driver, and what the step is there.
-pub const STEPS: [(Step, &str, &str); 34] = [
+pub const STEPS: [(Step, &str, &str); 37] = [
     (
         Step::PostMbBefore,
         "ivpci_signal_post",
@@ -163,7 +169,22 @@ pub const STEPS: [(Step, &str, &str); 34] = [
         "ivpci_end_polling",
         "WRITE_ONCE(iv->handover, true)",
     ),
+    (
+        Step::IrqGuard,
+        "ivpci_irq_doorbell",
+        "ivpci_guard_rings(iv)",
+    ),
+    (
+        Step::GuardAgain,
+        "ivpci_guard",
+        "if (ivpci_drain(iv) && limit)",
+    ),
     (Step::GuardArm, "ivpci_guard", "ivpci_arm(iv)"),
+    (
+        Step::GiveWayGuard,
+        "ivpci_give_way",
+        "ivpci_guard_rings(iv)",
+    ),
     (
         Step::PollerMb,
         "ivpci_poller",

@@ -428,9 +428,15 @@ fn a_starving_thread_is_replaced() {
             "rung",
             "not rung",
             "guard expires",
-            "interrupt while asleep",
+            "guard finds something",
+            "interrupt while away",
         ],
-        &[Step::GuardArm],
+        &[
+            Step::IrqGuard,
+            Step::GuardAgain,
+            Step::GuardArm,
+            Step::GiveWayGuard,
+        ],
     );
 }
 
@@ -456,7 +462,7 @@ fn the_thread_comes_back() {
         },
     }
     .check(
-        &["rung", "not rung", "guard expires", "guard expires late"],
+        &["rung", "not rung", "guard expires", "guard expires in vain"],
         &[],
     );
 }
@@ -480,10 +486,7 @@ fn the_guard_may_be_late() {
             });
         },
     }
-    .check(
-        &["rung", "not rung", "guard expires late", "guard cannot arm"],
-        &[],
-    );
+    .check(&["rung", "not rung", "guard expires in vain"], &[]);
 }
 
 /// Two sides attach, or one ends the link that is up and both attach again. Then this one posts a signal to the other,
