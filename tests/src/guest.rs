@@ -408,6 +408,20 @@ impl Running {
         Ok(id)
     }
 
+    /// Waits for a file that program `id` makes, which must not end before.
+    pub fn wait_for_file(&mut self, id: u64, file: &str, timeout: Duration) -> Result<()> {
+        self.wait_until(timeout, |guest| {
+            if guest.shell(&format!("test -e {file}")).is_ok() {
+                return Ok(None);
+            }
+            if let Some(outcome) = guest.agent.wait(id, Duration::ZERO)? {
+                let name = &guest.guest.name;
+                bail!("guest {name}: what should make {file} has ended: {outcome}");
+            }
+            Ok(Some(format!("there is no {file}")))
+        })
+    }
+
     /// Keeps the guest's processors on one of the machine's.
     pub fn pin(&self, processor: usize) -> Result<()> {
         self.vmm.pin(processor)

@@ -17,6 +17,8 @@ const CONNECTIONS: u64 = 50;
 const ROUNDS: [usize; 2] = [20, 5];
 /// Cursors that the hostile guest writes.
 const MUTATIONS: u64 = 100_000;
+/// How long data may take to flow on all connections.
+const START: Duration = Duration::from_secs(120);
 /// How long connections may take to end when their peer has died.
 const END: Duration = Duration::from_secs(60);
 /// The file that says that data flows.
@@ -190,12 +192,7 @@ fn peer_dies(pair: &mut Pair, mended: bool) -> Result<()> {
         .b
         .agent()
         .spawn(&traffic_command(&traffic, &address, "--smc"))?;
-    pair.b.check(
-        &ivsmc_traffic::agent::Command::shell(&format!(
-            "until test -e {FLOWING}; do sleep 0.1; done"
-        ))
-        .timeout(Duration::from_secs(120)),
-    )?;
+    pair.b.wait_for_file(id, FLOWING, START)?;
     std::thread::sleep(Duration::from_secs(1));
     pair.a.vmm().kill()?;
     let outcome = pair
