@@ -430,6 +430,7 @@ fn a_starving_thread_is_replaced() {
             "guard expires",
             "guard finds something",
             "interrupt while away",
+            "interrupt while asleep",
         ],
         &[
             Step::IrqGuard,
@@ -462,7 +463,13 @@ fn the_thread_comes_back() {
         },
     }
     .check(
-        &["rung", "not rung", "guard expires", "guard expires in vain"],
+        &[
+            "rung",
+            "not rung",
+            "guard expires",
+            "guard expires in vain",
+            "guard cannot arm",
+        ],
         &[],
     );
 }
