@@ -17,33 +17,22 @@ const MEMORY: &str = "4096M";
 /// What tests/lab-image/init adds to the runner's exit status, to tell it from QEMU's.
 const STATUS_BASE: i32 = 16;
 
-/// Boots the lab VM; returns the runner's exit status.
-///
-/// `share` is the folder that the lab VM gets as /host; the runner's output goes to `log` and to the
-/// terminal, the console of its kernel and QEMU's complaints (of what TCG cannot emulate, many lines) to `out`.
-///
-/// It is an emulator's guest, and crashes now and then: then once more.
-pub fn run(
-    kernel: &Path,
-    image: &Path,
-    share: &Path,
-    log: &Path,
-    out: &Path,
-    limit: Duration,
-) -> Result<i32> {
-    check_share(share)?;
-    let boot = || boot(kernel, image, share, log, out, limit);
-    match boot()? {
-        Ended::WithStatus(status) => return Ok(status),
-        Ended::Crashed(why) => println!("{why}the lab VM is started once more"),
-    }
-    match boot()? {
-        Ended::WithStatus(status) => Ok(status),
-        Ended::Crashed(why) => bail!("{why}logs: {}", out.display()),
-    }
+/// What a lab VM is booted with.
+pub struct LabVm<'a> {
+    pub kernel: &'a Path,
+    /// Its initramfs.
+    pub image: &'a Path,
+    /// The folder that it gets as /host.
+    pub share: &'a Path,
+    /// The file for what the runner says; the terminal shows that as well.
+    pub log: &'a Path,
+    /// The folder for its kernel's console and QEMU's complaints (of what TCG cannot emulate, many lines).
+    pub out: &'a Path,
+    /// How long it may run.
+    pub limit: Duration,
 }
 
-/// How the lab VM ended.
+/// How a lab VM ended.
 enum Ended {
     /// With the runner's status.
     WithStatus(i32),
@@ -51,66 +40,77 @@ enum Ended {
     Crashed(String),
 }
 
-fn boot(
-    kernel: &Path,
-    image: &Path,
-    share: &Path,
-    log: &Path,
-    out: &Path,
-    limit: Duration,
-) -> Result<Ended> {
-    let (console, complaints) = (out.join("lab-console.log"), out.join("qemu.log"));
-    let shown = process::output(Command::new(QEMU).arg("--version"))?;
-    let major = major(&shown).with_context(|| format!("{QEMU} --version: {shown:?}"))?;
-    // What KVM takes for the processor's frequency is measured while the lab boots, a second time when KVM has already
-    // begun: by default it then refuses a restored guest the frequency that it gave that guest before.
-    let mut append = String::from("console=ttyS0 panic=-1 loglevel=4 kvm.tsc_tolerance_ppm=500000");
-    if let Some(option) = nested_paging(major) {
-        append = format!("{append} {option}");
+impl LabVm<'_> {
+    /// Boots it; returns the runner's exit status.
+    ///
+    /// It is an emulator's guest, and crashes now and then: then once more.
+    pub fn run(&self) -> Result<i32> {
+        check_share(self.share)?;
+        match self.boot()? {
+            Ended::WithStatus(status) => return Ok(status),
+            Ended::Crashed(why) => println!("{why}the lab VM is started once more"),
+        }
+        match self.boot()? {
+            Ended::WithStatus(status) => Ok(status),
+            Ended::Crashed(why) => bail!("{why}logs: {}", self.out.display()),
+        }
     }
-    let processors = std::thread::available_parallelism()?.get().clamp(2, 4);
 
-    let mut command = platform::dies_with_us("sh");
-    command
-        .args(["-c", "exec \"$@\" 2>\"$0\""])
-        .arg(&complaints)
-        .arg(QEMU)
-        .args([
-            "-cpu",
-            "EPYC,+svm,+npt,-xsave",
-            "-accel",
-            "tcg,thread=multi",
-        ])
-        .args(["-smp", &processors.to_string(), "-m", MEMORY])
-        .args(["-display", "none", "-no-reboot", "-nodefaults"])
-        .arg("-serial")
-        .arg(format!("file:{}", console.display()))
-        .args([
-            "-chardev",
-            "stdio,id=runner,signal=off",
-            "-serial",
-            "chardev:runner",
-        ])
-        .arg("-virtfs")
-        .arg(format!(
-            "local,path={},mount_tag=host,security_model=none,multidevs=remap",
-            share.display()
-        ))
-        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
-        .arg("-kernel")
-        .arg(kernel)
-        .arg("-initrd")
-        .arg(image)
-        .args(["-append", &append]);
-    let status = process::run_and_show(command, log, Some(limit))?;
-    Ok(match status.code().and_then(runner_status) {
-        Some(status) => Ended::WithStatus(status),
-        None => Ended::Crashed(format!(
-            "the lab VM ended without the runner's status (QEMU: {status})\n{}{}",
-            process::tail(&complaints),
-            process::tail(&console)
-        )),
-    })
+    fn boot(&self) -> Result<Ended> {
+        let (console, complaints) = (self.out.join("lab-console.log"), self.out.join("qemu.log"));
+        let shown = process::output(Command::new(QEMU).arg("--version"))?;
+        let major = major(&shown).with_context(|| format!("{QEMU} --version: {shown:?}"))?;
+        // What KVM takes for the processor's frequency is measured while the lab boots, a second time when KVM has already
+        // begun: by default it then refuses a restored guest the frequency that it gave that guest before.
+        let mut append =
+            String::from("console=ttyS0 panic=-1 loglevel=4 kvm.tsc_tolerance_ppm=500000");
+        if let Some(option) = nested_paging(major) {
+            append = format!("{append} {option}");
+        }
+        let processors = std::thread::available_parallelism()?.get().clamp(2, 4);
+
+        let mut command = platform::dies_with_us("sh");
+        command
+            .args(["-c", "exec \"$@\" 2>\"$0\""])
+            .arg(&complaints)
+            .arg(QEMU)
+            .args([
+                "-cpu",
+                "EPYC,+svm,+npt,-xsave",
+                "-accel",
+                "tcg,thread=multi",
+            ])
+            .args(["-smp", &processors.to_string(), "-m", MEMORY])
+            .args(["-display", "none", "-no-reboot", "-nodefaults"])
+            .arg("-serial")
+            .arg(format!("file:{}", console.display()))
+            .args([
+                "-chardev",
+                "stdio,id=runner,signal=off",
+                "-serial",
+                "chardev:runner",
+            ])
+            .arg("-virtfs")
+            .arg(format!(
+                "local,path={},mount_tag=host,security_model=none,multidevs=remap",
+                self.share.display()
+            ))
+            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"])
+            .arg("-kernel")
+            .arg(self.kernel)
+            .arg("-initrd")
+            .arg(self.image)
+            .args(["-append", &append]);
+        let status = process::run_and_show(command, self.log, Some(self.limit))?;
+        Ok(match status.code().and_then(runner_status) {
+            Some(status) => Ended::WithStatus(status),
+            None => Ended::Crashed(format!(
+                "the lab VM ended without the runner's status (QEMU: {status})\n{}{}",
+                process::tail(&complaints),
+                process::tail(&console)
+            )),
+        })
+    }
 }
 
 /// What the lab's kernel needs to be told of nested paging: KVM uses it on AMD, but up to some version (7.2 has

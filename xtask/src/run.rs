@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 
 use crate::image;
 use crate::kernel::Kernel;
-use crate::lab_vm;
+use crate::lab_vm::LabVm;
 use crate::platform::{self, Platform};
 use crate::process;
 use crate::programs;
@@ -179,14 +179,15 @@ fn runner_in_lab(
         .map(|argument| format!("{argument}\n"))
         .collect();
     fs::write(folder.join("args"), arguments)?;
-    let status = lab_vm::run(
-        &prepared.lab_kernel.image(),
-        &prepared.lab_image,
-        &folder,
-        &outcome.log,
-        &outcome.out,
+    let lab_vm = LabVm {
+        kernel: &prepared.lab_kernel.image(),
+        image: &prepared.lab_image,
+        share: &folder,
+        log: &outcome.log,
+        out: &outcome.out,
         limit,
-    )?;
+    };
+    let status = lab_vm.run()?;
     Ok(Outcome { status, ..outcome })
 }
 
