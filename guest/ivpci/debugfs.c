@@ -21,6 +21,7 @@ static const char * const ivpci_counters[] = {
 	[IVPCI_DMB_ALLOC_FAILURES] = "dmb_alloc_failures",
 	[IVPCI_POLLS] = "polls",
 	[IVPCI_POLL_HITS] = "poll_hits",
+	[IVPCI_GUARDS] = "guards",
 	[IVPCI_LINK_UPS] = "link_ups",
 	[IVPCI_LINK_DOWNS] = "link_downs",
 	[IVPCI_PEER_FAULTS] = "peer_faults",

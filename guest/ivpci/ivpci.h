@@ -38,6 +38,7 @@
  * @IVPCI_DMB_ALLOC_FAILURES: DMBs that could not be had
  * @IVPCI_POLLS: looks at the rings by the poller
  * @IVPCI_POLL_HITS: those that found something
+ * @IVPCI_GUARDS: looks at the rings by the timer in the poller's place
  * @IVPCI_LINK_UPS: times that a link went up
  * @IVPCI_LINK_DOWNS: times that a link went down
  * @IVPCI_PEER_FAULTS: times that it did because of what the peer wrote
@@ -56,6 +57,7 @@ enum ivpci_counter {
 	IVPCI_DMB_ALLOC_FAILURES,
 	IVPCI_POLLS,
 	IVPCI_POLL_HITS,
+	IVPCI_GUARDS,
 	IVPCI_LINK_UPS,
 	IVPCI_LINK_DOWNS,
 	IVPCI_PEER_FAULTS,

@@ -347,6 +347,7 @@ static enum hrtimer_restart ivpci_guard(struct hrtimer *guard)
 	unsigned long flags;
 	s64 left = 0;
 
+	ivpci_count(iv, IVPCI_GUARDS, 1);
 	spin_lock_irqsave(&iv->dibs->lock, flags);
 	iv->guarded = false;
 	if (iv->away_since) {
@@ -362,7 +363,10 @@ static enum hrtimer_restart ivpci_guard(struct hrtimer *guard)
 	}
 	if (left > 0) {
 		iv->guarded = true;
-		hrtimer_forward_now(guard, ns_to_ktime(left));
+		/* forwarding does nothing in between soft and hard expiry */
+		hrtimer_set_expires_range_ns(guard,
+					     ktime_add_ns(ktime_get(), left),
+					     limit);
 	}
 	spin_unlock_irqrestore(&iv->dibs->lock, flags);
 	return left > 0 ? HRTIMER_RESTART : HRTIMER_NORESTART;

@@ -17,12 +17,13 @@ const TICKS: f64 = 100.0;
 /// What is taken of KVM's counters.
 const EXITS: [&str; 3] = ["exits", "halt_exits", "irq_injections"];
 /// What is taken of ivpci's counters, and what it is called here.
-const COUNTERS: [(&str, &str); 6] = [
+const COUNTERS: [(&str, &str); 7] = [
     ("doorbells", "doorbells"),
     ("doorbells_suppressed", "doorbells saved"),
     ("interrupts", "interrupts"),
     ("signals_sent", "signals"),
     ("polls", "polls"),
+    ("guards", "timer's looks"),
     ("bytes_moved", "bytes copied by ivpci"),
 ];
 

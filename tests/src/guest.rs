@@ -369,11 +369,15 @@ impl Running {
         })
     }
 
-    /// Sets the upper bound of ivpci's polling, in microseconds.
-    pub fn poll_for(&mut self, microseconds: u64) -> Result<()> {
+    /// Sets the upper bound of ivpci's polling, in microseconds; gives what it was.
+    pub fn poll_for(&mut self, microseconds: u64) -> Result<u64> {
         let parameter = "/sys/module/ivpci/parameters/poll_us";
-        self.shell(&format!("echo {microseconds} >{parameter}"))
-            .map(drop)
+        let was = self.shell(&format!(
+            "cat {parameter} && echo {microseconds} >{parameter}"
+        ))?;
+        was.trim()
+            .parse()
+            .with_context(|| format!("{parameter}: {was:?}"))
     }
 
     /// Traffic that goes to a peer that is gone, program `id`, has to end soon, with an error; gives what it said.

@@ -2,10 +2,10 @@
 //! Data arrives whole, over SMC-D, in both modes and both directions.
 
 use super::Suite;
-use crate::guest::Mode;
+use crate::guest::{Mode, Running};
 use crate::pair::{BOTH, From, LINK_TIME, Pair};
 use crate::soak;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use ivsmc_guest::connections::Mode as How;
 use ivsmc_traffic::agent::Command;
 use std::time::{Duration, Instant};
@@ -28,6 +28,7 @@ pub(super) fn add(suite: &mut Suite) {
         };
         add("ping_pong", ping_pong);
         add("bulk", bulk);
+        add("timer_waits", timer_waits);
         add("hundred_at_once", hundred_at_once);
         add("splice", splice);
         add(
@@ -60,6 +61,35 @@ fn bulk(pair: &mut Pair) -> Result<()> {
         pair.traffic(from, &format!("bulk --seed {seed} --up 0 --down 8000001"))?;
     }
     Ok(())
+}
+
+/// The timer that looks into the rings while others keep the poller's CPU waits in between, however much there is to do.
+fn timer_waits(pair: &mut Pair) -> Result<()> {
+    const POLL_US: u64 = 20_000;
+    let usual = [pair.a.poll_for(POLL_US)?, pair.b.poll_for(POLL_US)?];
+    let start = Instant::now();
+    let before = [guards(&mut pair.a)?, guards(&mut pair.b)?];
+    for from in BOTH {
+        pair.traffic(from, "bulk --seed 3 --up 200000000 --down 0")?;
+    }
+    let after = [guards(&mut pair.a)?, guards(&mut pair.b)?];
+    // Twice in the time for which polling lasts: it may have to set itself to what is left of it.
+    let most = 2 * start.elapsed().as_micros() / u128::from(POLL_US);
+    for (before, after) in before.into_iter().zip(after) {
+        let looks = u128::from(after - before);
+        ensure!(
+            looks <= most,
+            "it has looked {looks} times, where {most} would do"
+        );
+    }
+    pair.a.poll_for(usual[0])?;
+    pair.b.poll_for(usual[1]).map(drop)
+}
+
+/// How often ivpci's timer has looked into the rings.
+fn guards(guest: &mut Running) -> Result<u64> {
+    let counters = guest.counters()?;
+    counters.get("guards").copied().context("no such counter")
 }
 
 fn hundred_at_once(pair: &mut Pair) -> Result<()> {
