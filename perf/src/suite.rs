@@ -4,9 +4,11 @@
 
 use crate::costs::{Costs, Snapshot, Value, Work};
 use crate::results::{Environment, Figure, LIMIT, Point, Results, SCHEMA, Subject};
+use crate::trace;
 use crate::workloads::{self, Workload};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use ivsmc_lab::guest::Running;
 use ivsmc_lab::lab::Lab;
 use ivsmc_lab::measure::{self, TRANSPORTS, Transport, backend};
 use ivsmc_lab::pair::{From, Pair};
@@ -52,7 +54,8 @@ impl Options {
 
     fn workloads(&self) -> Vec<Workload> {
         let all = Workload::value_variants().iter().copied();
-        all.filter(|workload| self.only.is_empty() || self.only.contains(workload))
+        let is_usual = |workload| self.only.is_empty() && workload != Workload::Trace;
+        all.filter(|&workload| is_usual(workload) || self.only.contains(&workload))
             .collect()
     }
 }
@@ -244,6 +247,45 @@ impl Run<'_> {
             self.record(workload, &point, transport, values);
             self.record(workload, &point, transport, costs.of(work));
         }
+        server.stop(&mut self.pair)
+    }
+
+    /// Runs sockperf's client while one of the guests records where its time goes.
+    pub fn traced(
+        &mut self,
+        transport: Transport,
+        what: &str,
+        size: u64,
+        role: &str,
+        is_client: bool,
+    ) -> Result<()> {
+        fn guest(pair: &mut Pair, is_client: bool) -> &mut Running {
+            if is_client { &mut pair.b } else { &mut pair.a }
+        }
+        trace::prepare(guest(&mut self.pair, is_client))?;
+        let port = self.port()?;
+        let server = Server::start(&mut self.pair, transport, port)?;
+        let mut recorder = None;
+        let (_, proof) = server.client(
+            &mut self.pair,
+            &format!("{what} -m {size}"),
+            trace::SECONDS,
+            |pair| {
+                recorder = Some(trace::record(guest(pair, is_client))?);
+                Ok(())
+            },
+        )?;
+        if let Some(Proof::FellBack(reason)) = proof {
+            bail!("sockperf's connection fell back to TCP: {reason}");
+        }
+        let guest = guest(&mut self.pair, is_client);
+        guest
+            .agent()
+            .wait(recorder.context("nothing was recorded")?, PATIENCE)?;
+        let values = trace::read(guest, "sockperf", size)?;
+        let mut point = workloads::message(size);
+        point.name = format!("{what}, {size} B, {role}");
+        self.record(Workload::Trace, &point, transport, values);
         server.stop(&mut self.pair)
     }
 

@@ -51,6 +51,8 @@ pub enum Workload {
     Http,
     /// What the device allows at best, without SMC and driver
     Limits,
+    /// Where the time of a message goes; only if asked for, and with --kernel traced
+    Trace,
 }
 
 impl Workload {
@@ -71,6 +73,7 @@ impl Workload {
             Workload::Redis => redis(run, transport),
             Workload::Http => http(run, transport),
             Workload::Limits => Ok(()),
+            Workload::Trace => trace(run, transport),
         }
         .with_context(|| format!("{} over {transport:?}", self.name()))
     }
@@ -126,6 +129,20 @@ fn throughput(run: &mut Run<'_>, transport: Transport) -> Result<()> {
         let values = vec![("throughput".to_owned(), "MB/s", Better::Higher, throughput)];
         Ok((values, Work { messages, bytes }))
     })
+}
+
+/// sockperf once more, while one of the guests records.
+fn trace(run: &mut Run<'_>, transport: Transport) -> Result<()> {
+    for (what, size) in [
+        ("ping-pong", 64),
+        ("ping-pong", LARGEST),
+        ("throughput", LARGEST),
+    ] {
+        for (role, is_client) in [("client", true), ("server", false)] {
+            run.traced(transport, what, size, role, is_client)?;
+        }
+    }
+    Ok(())
 }
 
 /// What we read of what `iperf3 --json` writes.

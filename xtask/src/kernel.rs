@@ -23,6 +23,8 @@ pub enum Flavour {
     Patched,
     /// as debug, with the defects of guest/linux-patches/smc mended (a build of its own)
     PatchedDebug,
+    /// guest.config and trace.config: for `perf --only trace` (a build of its own)
+    Traced,
 }
 
 impl Flavour {
@@ -32,6 +34,7 @@ impl Flavour {
             Self::Debug => "debug",
             Self::Patched => "patched",
             Self::PatchedDebug => "patched-debug",
+            Self::Traced => "traced",
         }
     }
 
@@ -46,10 +49,10 @@ impl Flavour {
     }
 
     fn fragments(self) -> &'static [&'static str] {
-        if self.is_debug() {
-            &["guest.config", "debug.config"]
-        } else {
-            &["guest.config"]
+        match self {
+            Self::Normal | Self::Patched => &["guest.config"],
+            Self::Debug | Self::PatchedDebug => &["guest.config", "debug.config"],
+            Self::Traced => &["guest.config", "trace.config"],
         }
     }
 
