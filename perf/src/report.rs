@@ -3,6 +3,7 @@
 
 use crate::goals::{self, Goal};
 use crate::results::{Better, Figure, LIMIT, Results, Subject, transports};
+use ivsmc_lab::distance;
 use ivsmc_lab::measure::{Transport, median};
 use std::fmt::Write as _;
 
@@ -82,6 +83,10 @@ pub fn markdown(results: &Results) -> String {
             format!("{}{}", e.repetitions, if e.quick { ", quick" } else { "" }),
         ),
         ("workloads", e.workloads.join(", ")),
+        (
+            "distance of the processors",
+            distance::words(&results.distances).unwrap_or_else(|| "not known".to_owned()),
+        ),
     ] {
         let _ = writeln!(text, "| {what} | {value} |");
     }

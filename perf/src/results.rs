@@ -16,6 +16,10 @@ pub struct Results {
     pub schema: u32,
     /// Where and how it was measured.
     pub environment: Environment,
+    /// How far apart the two processors under the guests were each time before something was measured: half a round trip
+    /// of a word between them, in nanoseconds.
+    #[serde(default)]
+    pub distances: Vec<f64>,
     /// What was measured.
     pub figures: Vec<Figure>,
 }
@@ -245,6 +249,7 @@ pub(crate) mod tests {
                 virtio_net: "vhost-net".into(),
                 ..Environment::default()
             },
+            distances: vec![50.0, 260.0],
             figures,
         }
     }

@@ -8,6 +8,7 @@ use crate::trace;
 use crate::workloads::{self, Workload};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use ivsmc_lab::distance;
 use ivsmc_lab::guest::Running;
 use ivsmc_lab::lab::Lab;
 use ivsmc_lab::measure::{self, TRANSPORTS, Transport, backend};
@@ -95,6 +96,7 @@ pub fn run(lab: &Lab, options: &Options) -> Result<()> {
         results: Results {
             schema: SCHEMA,
             environment: Environment::default(),
+            distances: Vec::new(),
             figures: Vec::new(),
         },
         ports: FIRST_PORT..,
@@ -122,6 +124,7 @@ impl Run<'_> {
                             "{repetition} of {repetitions}: {words}: {}",
                             workload.name()
                         ));
+                        self.results.distances.extend(distance::look()?);
                         workload.run(self, transport)?;
                     }
                 }

@@ -4,6 +4,7 @@
 //! That it was SMC-D is proved by SMC's own diagnosis on both sides while sockperf's connection is
 //! there; if anything fell back, the demo says so and fails.
 
+use crate::distance;
 use crate::lab::Lab;
 use crate::measure::{self, TRANSPORTS, Transport, backend, median};
 use crate::pair::Pair;
@@ -91,17 +92,26 @@ pub fn run(lab: &Lab) -> Result<()> {
     let mut pair = Pair::boot(lab)?;
     step("both are up, and so is the ivsmc link between them");
     measure::pin(&pair)?;
-    let result = rounds(lab, &mut pair, &step);
+    let mut distances = Vec::new();
+    let result = rounds(lab, &mut pair, &mut distances, &step);
     let (table, redis) = result.map_err(|error| pair.explain(error))?;
 
     println!("\n{}\n{redis}", render(&table));
+    if let Some(words) = distance::words(&distances) {
+        println!("The processors: {words}.");
+    }
     std::fs::write(lab.out.join("demo.json"), serde_json::to_vec(&table)?)?;
     let fallbacks: usize = table.rows.iter().map(|row| row.fallbacks).sum();
     ensure!(fallbacks == 0, "{fallbacks} connections fell back to TCP");
     pair.check_health()
 }
 
-fn rounds(lab: &Lab, pair: &mut Pair, step: &dyn Fn(&str)) -> Result<(Table, String)> {
+fn rounds(
+    lab: &Lab,
+    pair: &mut Pair,
+    distances: &mut Vec<f64>,
+    step: &dyn Fn(&str),
+) -> Result<(Table, String)> {
     let mut samples = TRANSPORTS.map(|_| Samples::default());
     let mut ports = FIRST_PORT..;
     for round in 1..=ROUNDS {
@@ -111,6 +121,7 @@ fn rounds(lab: &Lab, pair: &mut Pair, step: &dyn Fn(&str)) -> Result<(Table, Str
                 transport.words(backend(lab.vmm))
             ));
             transport.prepare(lab, pair)?;
+            distances.extend(distance::look()?);
             let port = ports.next().context("no port is left")?;
             sample(pair, transport, port, samples)?;
         }

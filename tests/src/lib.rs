@@ -15,6 +15,7 @@
 //! | [`mesh`] | guests that are all each other's peers, with streams of data between them |
 //! | [`faults`] | a mesh whose guests, drivers and VMMs come and go at random |
 //! | [`measure`] | how data moves, and guests that are ready to be measured |
+//! | [`distance`] | how far apart the two processors are that data moves between |
 //! | [`sockperf`] | sockperf between the guests, with proof of what its connection was |
 //! | [`demo`] | TCP over virtio-net and SMC-D, measured by sockperf |
 //! | [`soak`] | traffic of all kinds for long |
@@ -23,6 +24,7 @@
 
 pub mod api;
 pub mod demo;
+pub mod distance;
 pub mod faults;
 pub mod guest;
 pub mod hostile;

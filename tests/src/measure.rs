@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What measurements have in common: how data moves, and guests that are ready to be measured.
 
+use crate::distance::PROCESSORS;
 use crate::guest::Mode;
 use crate::lab::{Lab, Platform, VmmKind};
 use crate::pair::Pair;
@@ -85,8 +86,8 @@ pub fn backend(vmm: VmmKind) -> &'static str {
 /// each other's turn.
 pub fn pin(pair: &Pair) -> Result<()> {
     if std::thread::available_parallelism()?.get() > 1 {
-        pair.a.pin(0)?;
-        pair.b.pin(1)?;
+        pair.a.pin(PROCESSORS[0])?;
+        pair.b.pin(PROCESSORS[1])?;
     }
     Ok(())
 }
