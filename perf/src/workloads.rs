@@ -166,7 +166,7 @@ fn iperf3(run: &mut Run<'_>, transport: Transport) -> Result<()> {
     let port = run.port()?;
     let server = run.start_server(transport, &format!("iperf3 --server --port {port}"), port)?;
     let sizes: &[u64] = run.pick(&[64 << 10], &[64 << 10, 1 << 20]);
-    let streams: &[u64] = run.pick(&[1, 4], &[1, 4, 16, 64]);
+    let streams: &[u64] = run.pick(&[1, 2, 4], &[1, 2, 4, 16, 64]);
     for (&size, &count) in sizes
         .iter()
         .flat_map(|s| streams.iter().map(move |c| (s, c)))
