@@ -9,7 +9,6 @@ use crate::workloads::{self, Workload};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use ivsmc_lab::distance;
-use ivsmc_lab::guest::Running;
 use ivsmc_lab::lab::Lab;
 use ivsmc_lab::measure::{self, TRANSPORTS, Transport, backend};
 use ivsmc_lab::pair::{From, Pair};
@@ -236,13 +235,10 @@ impl Run<'_> {
             let what = format!("{what} -m {size}");
             let mut before = None;
             let seconds = self.sockperf_seconds();
-            let (output, proof) = server.client(&mut self.pair, &what, seconds, |pair| {
+            let output = self.sockperf(&server, &what, seconds, |pair| {
                 before = Some(Snapshot::before(pair)?);
                 Ok(())
             })?;
-            if let Some(Proof::FellBack(reason)) = proof {
-                bail!("sockperf's connection fell back to TCP: {reason}");
-            }
             let costs = self.since(&before.context("no snapshot")?)?;
             let (values, work) = understand(size, &output)?;
             prove(transport, &costs, work, false)?;
@@ -259,29 +255,18 @@ impl Run<'_> {
         transport: Transport,
         what: &str,
         size: u64,
-        role: &str,
-        is_client: bool,
+        (role, from): (&str, From),
     ) -> Result<()> {
-        fn guest(pair: &mut Pair, is_client: bool) -> &mut Running {
-            if is_client { &mut pair.b } else { &mut pair.a }
-        }
-        trace::prepare(guest(&mut self.pair, is_client))?;
+        trace::prepare(self.pair.ends(from).0)?;
         let port = self.port()?;
         let server = Server::start(&mut self.pair, transport, port)?;
         let mut recorder = None;
-        let (_, proof) = server.client(
-            &mut self.pair,
-            &format!("{what} -m {size}"),
-            trace::SECONDS,
-            |pair| {
-                recorder = Some(trace::record(guest(pair, is_client))?);
-                Ok(())
-            },
-        )?;
-        if let Some(Proof::FellBack(reason)) = proof {
-            bail!("sockperf's connection fell back to TCP: {reason}");
-        }
-        let guest = guest(&mut self.pair, is_client);
+        let line = format!("{what} -m {size}");
+        self.sockperf(&server, &line, trace::SECONDS, |pair| {
+            recorder = Some(trace::record(pair.ends(from).0)?);
+            Ok(())
+        })?;
+        let guest = self.pair.ends(from).0;
         guest
             .agent()
             .wait(recorder.context("nothing was recorded")?, PATIENCE)?;
@@ -290,6 +275,21 @@ impl Run<'_> {
         point.name = format!("{what}, {size} B, {role}");
         self.record(Workload::Trace, &point, transport, values);
         server.stop(&mut self.pair)
+    }
+
+    /// Runs a client of sockperf's; gives what it wrote. Its connection has to be of the server's transport.
+    fn sockperf(
+        &mut self,
+        server: &Server,
+        what: &str,
+        seconds: u32,
+        connected: impl FnOnce(&mut Pair) -> Result<()>,
+    ) -> Result<String> {
+        let (output, proof) = server.client(&mut self.pair, what, seconds, connected)?;
+        if let Some(Proof::FellBack(reason)) = proof {
+            bail!("sockperf's connection fell back to TCP: {reason}");
+        }
+        Ok(output)
     }
 
     /// Records values of a transport.

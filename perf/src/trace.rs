@@ -35,7 +35,7 @@ const EVENTS: [&str; 6] = [
 ];
 /// Where they are.
 const TRACING: &str = "/sys/kernel/tracing";
-/// How large the buffer is, in KiB: what does not fit is not recorded.
+/// How large the buffer is, in KiB: of more than that the oldest is lost.
 const BUFFER: u32 = 24 << 10;
 /// The most of what was recorded that is looked at, in bytes: a whole number of messages it need not be.
 const MOST: u32 = 7 << 20;

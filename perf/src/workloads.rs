@@ -138,8 +138,8 @@ fn trace(run: &mut Run<'_>, transport: Transport) -> Result<()> {
         ("ping-pong", LARGEST),
         ("throughput", LARGEST),
     ] {
-        for (role, is_client) in [("client", true), ("server", false)] {
-            run.traced(transport, what, size, role, is_client)?;
+        for end in [("client", From::B), ("server", From::A)] {
+            run.traced(transport, what, size, end)?;
         }
     }
     Ok(())

@@ -5,15 +5,13 @@
 //! of them wrote takes several times as long to come to the other. Whatever moves memory is slower then, so whoever
 //! measures that has to know.
 
-use crate::measure::median;
+use crate::measure::{PROCESSORS, median};
 use anyhow::{Result, anyhow, ensure};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use std::hint::spin_loop;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// The processors on which measurements have their guests ([`crate::measure::pin`]).
-pub const PROCESSORS: [usize; 2] = [0, 1];
 /// How many times the usual distance is far. Emulation adds the same to all, so it is less than processors differ by.
 const FAR: f64 = 1.4;
 /// How long one look takes.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What measurements have in common: how data moves, and guests that are ready to be measured.
 
-use crate::distance::PROCESSORS;
 use crate::guest::Mode;
 use crate::lab::{Lab, Platform, VmmKind};
 use crate::pair::Pair;
@@ -12,6 +11,8 @@ use serde::{Deserialize, Serialize};
 /// How long ivpci may poll in the lab, in microseconds. There everything takes some 50 times as long as on a real
 /// processor, for which its default of 100 is made.
 pub const LAB_POLL_US: u64 = 5000;
+/// The processors on which the guests are kept.
+pub const PROCESSORS: [usize; 2] = [0, 1];
 
 /// How data moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
