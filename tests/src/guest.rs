@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A guest: its making, what it is asked to do, its state of health.
 
-use crate::lab::Lab;
+use crate::lab::{self, Lab};
 use crate::network;
 use crate::vmm::Vmm;
 use anyhow::{Context, Result, bail, ensure};
@@ -526,7 +526,7 @@ impl Running {
 
     /// What is known of it when something has failed.
     fn explain(&mut self) -> String {
-        let mut text = format!("--- guest {}\n", self.guest.name);
+        let mut text = format!("{}guest {}\n", lab::LOGS, self.guest.name);
         if let Err(error) = self.vmm.check() {
             text += &format!("{error:#}\n{}", self.tails());
             return text;
