@@ -3,6 +3,7 @@
 
 use crate::lab::{self, Lab};
 use crate::network;
+use crate::reports::is_report;
 use crate::vmm::Vmm;
 use anyhow::{Context, Result, bail, ensure};
 use ivsmc_guest::connections::Mode as How;
@@ -581,18 +582,8 @@ pub fn counters(text: &str) -> Result<BTreeMap<String, u64>> {
         .with_context(|| format!("counters: {text}"))
 }
 
-/// What begins a report of a kernel's checks.
-const REPORTS: [&str; 9] = [
-    "BUG:",
-    "WARNING:",
-    "KASAN:",
-    "UBSAN:",
-    "Oops:",
-    "Call Trace:",
-    "INFO: task ",
-    "INFO: rcu",
-    "general protection fault",
-];
+/// What kernels write below most reports: here it tells of those that begin in any other way.
+const TRACE: &str = "Call Trace:";
 /// Lines of a report that are shown.
 const REPORT_LINES: usize = 60;
 
@@ -601,7 +592,7 @@ fn report(log: &str) -> Option<String> {
     let lines: Vec<&str> = log.lines().collect();
     let first = lines
         .iter()
-        .position(|line| REPORTS.iter().any(|mark| line.contains(mark)))?;
+        .position(|line| is_report(line) || line.contains(TRACE))?;
     Some(
         lines[first..]
             .iter()

@@ -23,6 +23,8 @@ mod platform;
 mod prerequisites;
 mod process;
 mod programs;
+#[path = "../../tests/src/reports.rs"]
+mod reports;
 mod run;
 mod setup;
 mod standstill;
