@@ -303,7 +303,7 @@ impl Running {
     }
 
     /// Looks again and again until nothing is amiss; `look` says what is.
-    fn wait_until(
+    pub(crate) fn wait_until(
         &mut self,
         timeout: Duration,
         mut look: impl FnMut(&mut Self) -> Result<Option<String>>,
@@ -465,7 +465,7 @@ impl Running {
     }
 
     /// Waits until the guest has booted anew because of `command`, and can be used again.
-    fn restart(&mut self, command: &Command) -> Result<()> {
+    pub(crate) fn restart(&mut self, command: &Command) -> Result<()> {
         let before = self.shell("cat /proc/sys/kernel/random/boot_id")?;
         self.agent.spawn(command)?;
         let start = Instant::now();

@@ -4,6 +4,7 @@
 mod cloud_hypervisor;
 mod compatibility;
 mod faults;
+mod guest_life;
 mod life;
 mod mesh;
 mod options;
@@ -177,6 +178,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     };
     traffic::add(&mut suite);
     life::add(&mut suite);
+    guest_life::add(&mut suite);
     compatibility::add(&mut suite);
     options::add(&mut suite);
     mesh::add(&mut suite);
