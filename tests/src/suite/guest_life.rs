@@ -440,14 +440,22 @@ fn peer_returns(pair: &mut Pair, what: &str) -> Result<()> {
     works(pair)
 }
 
+/// To unload the driver takes until the program lets go. The peer does not wait for that, and it is told who is waited for.
 fn driver_is_unloaded(pair: &mut Pair, what: &str) -> Result<()> {
     works(pair)?;
     let id = hold(pair, what)?;
-    let unload = Command::new(["rmmod", "ivpci"]).timeout(PATIENCE);
-    pair.b
-        .check(&unload)
-        .with_context(|| format!("while a program keeps a {what}"))?;
+    let unloading = pair.b.agent().spawn(&Command::new(["rmmod", "ivpci"]))?;
+    pair.a.wait_for_link(false, LINK_TIME)?;
+    pair.a.wait_for_no_buffers(LINK_TIME)?;
+    pair.b.wait_until(PATIENCE, |guest| {
+        let told = guest.shell("dmesg")?.contains("programs keep");
+        let amiss = || format!("nothing tells that a program keeps a {what}");
+        Ok((!told).then(amiss))
+    })?;
     let_go(&mut pair.b, id)?;
+    let outcome = pair.b.agent().wait(unloading, PATIENCE)?;
+    let outcome = outcome.context("the driver is not unloaded when the program has let go")?;
+    ensure!(outcome.success(), "{outcome}");
     pair.b.load_driver(Mode::NoCopy)?;
     works(pair)
 }
