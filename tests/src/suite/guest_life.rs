@@ -136,7 +136,9 @@ const ROUNDS: usize = 4;
 /// The file that ends a stream, and the one that has the number of its exchanges so far.
 const STOP: &str = "/run/guest-life-stop";
 const PROGRESS: &str = "/run/guest-life-progress";
-/// The one that goes; the first cannot.
+/// How long the pollers poll, in microseconds.
+const POLL_US: u64 = 20_000;
+/// The processor that goes; the first cannot.
 const PROCESSOR: u32 = 1;
 
 fn processors_go_and_come(lab: &Lab) -> Result<()> {
@@ -148,6 +150,8 @@ fn processors_go_and_come(lab: &Lab) -> Result<()> {
 
 fn take_processors(pair: &mut Pair) -> Result<()> {
     works(pair)?;
+    // For so long that the pollers have always something to do while streams run.
+    let usual = [pair.a.poll_for(POLL_US)?, pair.b.poll_for(POLL_US)?];
     let before = poll_hits(pair)?;
     let streams = start_streams(pair)?;
     for _ in 0..ROUNDS {
@@ -163,6 +167,8 @@ fn take_processors(pair: &mut Pair) -> Result<()> {
     }
     end_streams(pair, streams)?;
     let after = poll_hits(pair)?;
+    pair.a.poll_for(usual[0])?;
+    pair.b.poll_for(usual[1])?;
     println!("found by polling: {before:?} before, {after:?} after");
     for (before, after) in before.into_iter().zip(after) {
         ensure!(
@@ -173,9 +179,8 @@ fn take_processors(pair: &mut Pair) -> Result<()> {
     works(pair)
 }
 
-/// How often the pollers find something during a ping-pong that gives them time enough.
+/// How often the pollers find something during a ping-pong.
 fn poll_hits(pair: &mut Pair) -> Result<[u64; 2]> {
-    let usual = [pair.a.poll_for(5000)?, pair.b.poll_for(5000)?];
     let hits = |pair: &mut Pair| -> Result<[u64; 2]> {
         Ok([
             pair.a.counters()?["poll_hits"],
@@ -185,8 +190,6 @@ fn poll_hits(pair: &mut Pair) -> Result<[u64; 2]> {
     let before = hits(pair)?;
     pair.traffic(From::A, "ping-pong --count 1000")?;
     let after = hits(pair)?;
-    pair.a.poll_for(usual[0])?;
-    pair.b.poll_for(usual[1])?;
     Ok([after[0] - before[0], after[1] - before[1]])
 }
 
