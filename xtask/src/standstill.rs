@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// The least share of one processor that a command uses that gets on. Idle, the lab VM with two guests uses less.
+/// The least share of one processor that a command uses that gets on. A machine that others share may have no more for it.
 const BUSY: f64 = 0.15;
 /// Length of a tick of the processor times in /proc (100 a second, whatever the kernel's own is).
 const TICK: Duration = Duration::from_millis(10);
