@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A guest: its making, what it is asked to do, its state of health.
 
-use crate::lab::Lab;
+use crate::lab::{self, Lab};
 use crate::network;
+use crate::reports::is_report;
 use crate::vmm::Vmm;
 use anyhow::{Context, Result, bail, ensure};
 use ivsmc_guest::connections::Mode as How;
@@ -302,7 +303,7 @@ impl Running {
     }
 
     /// Looks again and again until nothing is amiss; `look` says what is.
-    fn wait_until(
+    pub(crate) fn wait_until(
         &mut self,
         timeout: Duration,
         mut look: impl FnMut(&mut Self) -> Result<Option<String>>,
@@ -464,7 +465,7 @@ impl Running {
     }
 
     /// Waits until the guest has booted anew because of `command`, and can be used again.
-    fn restart(&mut self, command: &Command) -> Result<()> {
+    pub(crate) fn restart(&mut self, command: &Command) -> Result<()> {
         let before = self.shell("cat /proc/sys/kernel/random/boot_id")?;
         self.agent.spawn(command)?;
         let start = Instant::now();
@@ -526,7 +527,7 @@ impl Running {
 
     /// What is known of it when something has failed.
     fn explain(&mut self) -> String {
-        let mut text = format!("--- guest {}\n", self.guest.name);
+        let mut text = format!("{}guest {}\n", lab::LOGS, self.guest.name);
         if let Err(error) = self.vmm.check() {
             text += &format!("{error:#}\n{}", self.tails());
             return text;
@@ -581,18 +582,8 @@ pub fn counters(text: &str) -> Result<BTreeMap<String, u64>> {
         .with_context(|| format!("counters: {text}"))
 }
 
-/// What begins a report of a kernel's checks.
-const REPORTS: [&str; 9] = [
-    "BUG:",
-    "WARNING:",
-    "KASAN:",
-    "UBSAN:",
-    "Oops:",
-    "Call Trace:",
-    "INFO: task ",
-    "INFO: rcu",
-    "general protection fault",
-];
+/// What kernels write below most reports: here it tells of those that begin in any other way.
+const TRACE: &str = "Call Trace:";
 /// Lines of a report that are shown.
 const REPORT_LINES: usize = 60;
 
@@ -601,7 +592,7 @@ fn report(log: &str) -> Option<String> {
     let lines: Vec<&str> = log.lines().collect();
     let first = lines
         .iter()
-        .position(|line| REPORTS.iter().any(|mark| line.contains(mark)))?;
+        .position(|line| is_report(line) || line.contains(TRACE))?;
     Some(
         lines[first..]
             .iter()

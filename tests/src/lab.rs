@@ -175,6 +175,9 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     std::fs::read(path)
 }
 
+/// How text begins that is added to an error, and is logs rather than a cause.
+pub const LOGS: &str = "--- ";
+
 /// The last lines of a log.
 pub fn tail(path: &Path, lines: usize) -> String {
     let bytes = read(path).unwrap_or_default();

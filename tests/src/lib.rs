@@ -10,6 +10,7 @@
 //! | [`process`] | what a process has and does |
 //! | [`intruder`] | a client of a device's socket that does not behave |
 //! | [`guest`] | a guest: its making, what it is asked to do, its state of health |
+//! | [`reports`] | what counts as a report of a kernel's checks |
 //! | [`hostile`] | a guest that attacks the other through their window |
 //! | [`pair`] | two guests that are each other's peers |
 //! | [`mesh`] | guests that are all each other's peers, with streams of data between them |
@@ -36,6 +37,7 @@ pub mod network;
 pub mod pair;
 pub mod process;
 pub mod qemu;
+pub mod reports;
 pub mod soak;
 pub mod sockperf;
 pub mod suite;

@@ -251,7 +251,8 @@ impl Vmm {
         let mut text = String::new();
         for path in [&self.serial, &self.folder.join("vmm.log")] {
             text += &format!(
-                "--- the end of {}\n{}\n",
+                "{}the end of {}\n{}\n",
+                lab::LOGS,
                 path.display(),
                 lab::tail(path, TAIL)
             );

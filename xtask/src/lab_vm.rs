@@ -62,8 +62,10 @@ impl LabVm<'_> {
         let major = major(&shown).with_context(|| format!("{QEMU} --version: {shown:?}"))?;
         // What KVM takes for the processor's frequency is measured while the lab boots, a second time when KVM has already
         // begun: by default it then refuses a restored guest the frequency that it gave that guest before.
+        // The lab is an instrument: it is to be the same each time, and its crashes are to be compared. That addresses differ
+        // from boot to boot is for the guests.
         let mut append =
-            String::from("console=ttyS0 panic=-1 loglevel=4 kvm.tsc_tolerance_ppm=500000");
+            String::from("console=ttyS0 panic=-1 loglevel=4 nokaslr kvm.tsc_tolerance_ppm=500000");
         if let Some(option) = nested_paging(major) {
             append = format!("{append} {option}");
         }

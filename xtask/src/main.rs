@@ -7,7 +7,7 @@
 //!   machine's KVM, or in the [`lab_vm`].
 //! - [`patch_vmm`] brings the device into a checkout of Cloud Hypervisor, by [`diff`]s.
 //! - [`cache`] is the folder outside the repository where everything that is built is kept; [`process`]
-//!   runs commands with a progress line and a log.
+//!   runs commands with a progress line and a log, and ends them at a limit or at a [`standstill`].
 
 mod cache;
 mod demo;
@@ -23,8 +23,11 @@ mod platform;
 mod prerequisites;
 mod process;
 mod programs;
+#[path = "../../tests/src/reports.rs"]
+mod reports;
 mod run;
 mod setup;
+mod standstill;
 mod test;
 
 use std::path::{Path, PathBuf};

@@ -10,10 +10,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::standstill::{self, Standstill};
+
 /// How often a progress line is renewed on a terminal.
 const TICK: Duration = Duration::from_millis(250);
 /// How often progress is told where there is no terminal.
 const TICK_IN_LOG: Duration = Duration::from_secs(20);
+/// How long a command with a time limit may stand still: longer than anything that a test waits for.
+const PATIENCE: Duration = Duration::from_secs(6 * 60);
 /// Lines of a failed command's output that are shown.
 const TAIL: usize = 30;
 
@@ -80,9 +84,21 @@ pub fn run_with_progress(
     Ok(())
 }
 
-/// Runs a command with its output both in `log` and, as it comes, on the terminal.
+/// How long a command may go on.
+struct Limits {
+    total: Duration,
+    /// Without a sign of life.
+    patience: Duration,
+}
+
+/// Runs a command with its output both in `log` and, as it comes, on the terminal. One with a limit is also ended when
+/// it stands still for some minutes.
 pub fn run_and_show(command: Command, log: &Path, limit: Option<Duration>) -> Result<ExitStatus> {
-    supervise(command, log, limit, |output| {
+    let limits = limit.map(|total| Limits {
+        total,
+        patience: PATIENCE,
+    });
+    supervise(command, log, limits, |output| {
         let mut stdout = io::stdout().lock();
         // Nothing is lost when the terminal is gone: it is in the log.
         let _ = stdout.write_all(output);
@@ -95,7 +111,7 @@ pub fn run_and_show(command: Command, log: &Path, limit: Option<Duration>) -> Re
 fn supervise(
     mut command: Command,
     log: &Path,
-    limit: Option<Duration>,
+    limits: Option<Limits>,
     mut see: impl FnMut(&[u8]),
 ) -> Result<ExitStatus> {
     let words = typed(&command);
@@ -122,11 +138,14 @@ fn supervise(
             }
         }
     });
+    let mut watch = limits.as_ref().map(|l| Standstill::new(l.patience));
     loop {
+        let mut is_still = false;
         match receiver.recv_timeout(TICK) {
             Ok(output) => {
                 file.write_all(&output)?;
                 see(&output);
+                watch.iter_mut().for_each(Standstill::printed);
             }
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
@@ -135,12 +154,23 @@ fn supervise(
                 if child.try_wait()?.is_some() {
                     break;
                 }
+                is_still = watch.as_mut().is_some_and(|watch| {
+                    watch.is_still(Instant::now(), || standstill::processor_time(child.id()))
+                });
             }
         }
-        if let Some(limit) = limit.filter(|limit| started.elapsed() > *limit) {
+        if let Some(limits) = &limits {
+            let why = if started.elapsed() > limits.total {
+                format!("took longer than {}", duration(limits.total))
+            } else if is_still {
+                let patience = duration(limits.patience);
+                format!("stood still (for {patience} it printed nothing and did next to nothing)")
+            } else {
+                continue;
+            };
             child.kill()?;
             child.wait()?;
-            bail!("{words} took longer than {} and was ended", duration(limit));
+            bail!("{words} {why} and was ended");
         }
     }
     Ok(child.wait()?)
@@ -277,11 +307,33 @@ mod tests {
         let error = supervise(
             shell("exec sleep 60"),
             &log,
-            Some(Duration::from_millis(100)),
+            Some(Limits {
+                total: Duration::from_millis(100),
+                patience: PATIENCE,
+            }),
             |_| {},
         )
         .unwrap_err();
         assert!(error.to_string().contains("took longer"), "{error}");
+        fs::remove_file(log).unwrap();
+    }
+
+    #[test]
+    fn what_stands_still_is_ended_long_before_its_limit() {
+        let log = log("still");
+        let limits = Limits {
+            total: Duration::from_secs(50),
+            patience: Duration::from_secs(1),
+        };
+        let error = supervise(
+            shell("echo begun; exec sleep 60"),
+            &log,
+            Some(limits),
+            |_| {},
+        )
+        .unwrap_err();
+        assert!(error.to_string().contains("stood still"), "{error}");
+        assert!(fs::read_to_string(&log).unwrap().ends_with("begun\n"));
         fs::remove_file(log).unwrap();
     }
 

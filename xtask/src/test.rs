@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::Args;
 
+use crate::reports::is_report;
 use crate::run::{self, Outcome, RunOptions};
 use crate::setup::{self, KernelFlavour, KernelSource, Prepared};
 use crate::{module, process, programs};
@@ -303,28 +304,6 @@ fn known(report: &[&str]) -> Option<&'static str> {
         .then_some("in SMC's reboot notifier")
 }
 
-/// Whether a line of a console begins a report of the kernel's checks (or an oops).
-fn is_report(line: &str) -> bool {
-    // "[    1.234567] text"
-    let Some((_, text)) = line
-        .strip_prefix('[')
-        .and_then(|line| line.split_once("] "))
-    else {
-        return false;
-    };
-    [
-        "BUG:",
-        "WARNING:",
-        "UBSAN:",
-        "INFO: task ",
-        "INFO: rcu",
-        "Oops:",
-        "general protection fault",
-    ]
-    .iter()
-    .any(|start| text.trim_start().starts_with(start))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -396,6 +375,12 @@ mod tests {
         ));
         assert!(is_report(
             "[    1.000000] WARNING: possible circular locking dependency detected"
+        ));
+        assert!(is_report(
+            "[   90.000000] watchdog: BUG: soft lockup - CPU#0 stuck for 26s!"
+        ));
+        assert!(is_report(
+            "[   90.000000] rcu: INFO: rcu_preempt self-detected stall on CPU"
         ));
         assert!(!is_report("[    1.000000] smc: adding ibdev"));
         assert!(!is_report("1:M # WARNING: The TCP backlog setting"));

@@ -5,6 +5,8 @@
 //! - [`pattern`]: data that a receiver can check without having seen it sent.
 //! - [`service`] and [`traffic`]: the two ends of connections that check every byte, and that they
 //!   are SMC-D as SMC's own diagnosis says on both sides.
+//! - [`hold`]: a process that lets go of nothing.
+//! - [`kexec`]: another kernel.
 //! - [`windows`]: marks in the memory of windows, and a link that flaps.
 //! - [`cursors`]: a hostile guest.
 //! - [`ivshmem`]: a stock user of an ivshmem device, from userspace.
@@ -12,7 +14,9 @@
 
 pub mod agent;
 pub mod cursors;
+pub mod hold;
 pub mod ivshmem;
+pub mod kexec;
 pub mod limits;
 mod mapping;
 pub mod pattern;

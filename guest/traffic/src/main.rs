@@ -3,10 +3,11 @@
 
 use clap::{Args, Parser, Subcommand};
 use ivsmc_guest::socket::{self, Transport};
+use ivsmc_traffic::hold::What;
 use ivsmc_traffic::limits::End;
 use ivsmc_traffic::service::{self, Failure};
 use ivsmc_traffic::traffic::{self, Expect, Target};
-use ivsmc_traffic::{agent, cursors, ivshmem, limits, windows};
+use ivsmc_traffic::{agent, cursors, ivshmem, kexec, limits, windows};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -147,6 +148,32 @@ enum Command {
         /// The file
         #[arg(long)]
         until: PathBuf,
+    },
+    /// Keep what one has of a connection until a file appears, whatever becomes of the connection
+    Hold {
+        #[command(flatten)]
+        client: Client,
+        /// What to keep
+        #[arg(long)]
+        what: What,
+        /// A file to create when it is kept
+        #[arg(long)]
+        ready: PathBuf,
+        /// The file
+        #[arg(long)]
+        until: PathBuf,
+    },
+    /// Execute another kernel at once
+    Kexec {
+        /// The kernel, a bzImage
+        #[arg(long)]
+        kernel: PathBuf,
+        /// Its initramfs
+        #[arg(long)]
+        initramfs: PathBuf,
+        /// Its command line
+        #[arg(long)]
+        command_line: String,
     },
     /// Be a hostile guest: write cursors into the CDC headers of the buffers in which the peer receives
     Cursors {
@@ -381,6 +408,17 @@ fn run(command: Command) -> Result<(), Failure> {
             ready,
             until,
         } => client.run(|target, _| target.idle(connections, &ready, &until)),
+        Command::Hold {
+            client,
+            what,
+            ready,
+            until,
+        } => client.run(|target, seed| target.hold(seed, what, &ready, &until)),
+        Command::Kexec {
+            kernel,
+            initramfs,
+            command_line,
+        } => kexec::execute(&kernel, &initramfs, &command_line),
         Command::Splice { client, bytes } => client.run(|target, seed| target.splice(seed, bytes)),
         Command::Mix { client, runs } => client.run(|target, seed| target.mix(seed, runs)),
         Command::Windows { action } => match action {

@@ -112,7 +112,7 @@ impl Ends {
 }
 
 impl Target {
-    fn open(&self, order: Order) -> Result<TcpStream, Failure> {
+    pub(crate) fn open(&self, order: Order) -> Result<TcpStream, Failure> {
         let mut stream = self.connect()?;
         stream.write_all(&order.to_bytes())?;
         Ok(stream)
@@ -717,7 +717,11 @@ fn moved(result: isize) -> io::Result<u64> {
     u64::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-fn splice(from: BorrowedFd<'_>, to: BorrowedFd<'_>, length: u64) -> Result<u64, Failure> {
+pub(crate) fn splice(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    length: u64,
+) -> Result<u64, Failure> {
     // SAFETY: both descriptors are open, no offsets are given.
     let result = unsafe {
         libc::splice(

@@ -4,6 +4,7 @@
 mod cloud_hypervisor;
 mod compatibility;
 mod faults;
+mod guest_life;
 mod life;
 mod mesh;
 mod options;
@@ -11,10 +12,12 @@ mod smc_defects;
 mod traffic;
 
 use crate::guest::Mode;
-use crate::lab::{Lab, VmmKind};
+use crate::lab::{self, Lab, VmmKind};
 use crate::pair::Pair;
 use anyhow::Result;
-use libtest_mimic::{Arguments, ColorSetting, Conclusion, Trial};
+use libtest_mimic::{Arguments, ColorSetting, Conclusion, Failed, Trial};
+use std::io::{self, Write};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What the tests share.
@@ -117,20 +120,31 @@ impl Suite {
         test: impl FnOnce(&Fixture) -> Result<()> + Send + 'static,
     ) {
         let (name, fixture) = (name.into(), Arc::clone(&self.fixture));
-        let file = fixture
-            .lab
-            .out
-            .join(format!("failure-{}.log", name.replace("::", "-")));
-        self.trials.push(Trial::test(name, move || {
-            test(&fixture).map_err(|error| {
-                // What was the cause comes last, under the logs.
-                let text: String = error.chain().map(|cause| format!("{cause}\n")).collect();
-                // It is shown when all tests have been run; here it can be read before.
-                let _ = std::fs::write(file, &text);
-                text.into()
-            })
+        self.trials.push(Trial::test(name.clone(), move || {
+            test(&fixture).map_err(|error| tell(&name, &error, &fixture.lab.out, &mut io::stdout()))
         }));
     }
+}
+
+/// Tells of a failed test at once: what libtest-mimic says when all have been run, a run that is cut off never says.
+/// All that is known goes to a file in `folder`, and is what is returned.
+fn tell(name: &str, error: &anyhow::Error, folder: &Path, out: &mut impl Write) -> Failed {
+    // What was the cause comes last, under the logs.
+    let text: String = error.chain().map(|cause| format!("{cause}\n")).collect();
+    // Of a folder in the lab VM the host has another name: xtask tells it.
+    let file = format!("failure-{}.log", name.replace("::", "-"));
+    let kept = match std::fs::write(folder.join(&file), &text) {
+        Ok(()) => file,
+        Err(error) => format!("{file} cannot be written: {error}"),
+    };
+    let causes = error.chain().map(ToString::to_string);
+    let causes: Vec<_> = causes
+        .filter(|cause| !cause.starts_with(lab::LOGS))
+        .collect();
+    // A line has been begun already. If nobody reads it, the file is there.
+    let _ = writeln!(out, "FAILED {name}: {}\n  logs: {kept}", causes.join(": "));
+    let _ = out.flush();
+    text.into()
 }
 
 /// Runs the tests whose names contain `filter`.
@@ -165,6 +179,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     };
     traffic::add(&mut suite);
     life::add(&mut suite);
+    guest_life::add(&mut suite);
     compatibility::add(&mut suite);
     options::add(&mut suite);
     mesh::add(&mut suite);
@@ -183,4 +198,34 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
         conclusion.num_passed, conclusion.num_failed, conclusion.num_ignored
     );
     conclusion
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn failures_are_told_when_they_happen() {
+        let error = anyhow!("no link after 30s")
+            .context("guest b")
+            .context(lab::LOGS.to_owned() + "guest b\nnoise");
+        let folder = std::env::temp_dir().join(format!("ivsmc-tell-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let mut said = Vec::new();
+        let failed = tell("life::x", &error, &folder, &mut said);
+        let said = String::from_utf8(said).unwrap();
+        let file = "failure-life-x.log";
+        assert_eq!(
+            said,
+            format!("FAILED life::x: guest b: no link after 30s\n  logs: {file}\n")
+        );
+        let whole = std::fs::read_to_string(folder.join(file)).unwrap();
+        assert!(
+            whole.contains("noise") && whole.ends_with("no link after 30s\n"),
+            "{whole}"
+        );
+        assert!(failed.message().is_some_and(|message| message == whole));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }
