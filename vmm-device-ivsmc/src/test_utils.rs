@@ -14,6 +14,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::{Event, EventKind, Host, Window};
 
+/// The variable that makes the crate take this kernel for one that cannot refuse descriptors.
+pub const OLD_KERNEL: &str = "IVSMC_TEST_OLD_KERNEL";
+
 #[derive(Default)]
 struct Inner {
     /// By guest address: address in this process, size, link.
@@ -82,6 +85,11 @@ impl FakeHost {
         let inner = self.inner();
         let vectors = inner.vectors.iter();
         vectors.map(|(&vector, fds)| (vector, fds.len())).collect()
+    }
+
+    /// As long as this is held, who tells of an event waits.
+    pub fn hold_events(&self) -> MutexGuard<'_, Vec<Event>> {
+        self.events.lock().unwrap()
     }
 
     /// The events since the last call.

@@ -10,6 +10,7 @@ use std::io;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::fabric::handshake::Terms;
+use crate::fabric::reaper::Foreign;
 use crate::fabric::wire::Bye;
 use crate::guest::link::{Action, Input};
 use crate::guest::wiring::{Wiring, WiringError};
@@ -55,8 +56,8 @@ impl Device {
         link: usize,
         peer: Terms,
         window: Window,
-        doorbells: Vec<EventFd>,
-        vectors: Vec<EventFd>,
+        doorbells: Vec<Foreign<EventFd>>,
+        vectors: Vec<Foreign<EventFd>>,
     ) -> Result<u32, WiringError> {
         let wiring = Wiring::new(link, peer.position, window, doorbells, vectors);
         self.wired(|wirings| {
