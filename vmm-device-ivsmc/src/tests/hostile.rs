@@ -89,7 +89,7 @@ impl Scene {
     }
 }
 
-pub struct Client(Socket);
+pub struct Client(pub Socket);
 
 impl Client {
     pub fn send(&self, message: Message, descriptors: &[RawFd]) {

@@ -10,6 +10,7 @@ mod links;
 mod mesh;
 mod sandbox;
 mod users;
+mod waiting;
 
 use std::env;
 use std::path::{Path, PathBuf};
