@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -51,7 +51,7 @@ impl FakeHost {
         self.fail_windows.store(fail, Ordering::Relaxed);
     }
 
-    /// Whether doorbells cannot be placed or removed until further notice.
+    /// Whether doorbells cannot be placed or removed until further notice, or for 20 seconds.
     pub fn hold(&self, hold: bool) {
         self.holds.store(hold, Ordering::Relaxed);
     }
@@ -62,7 +62,8 @@ impl FakeHost {
     }
 
     fn wait(&self) {
-        while self.holds.load(Ordering::Relaxed) {
+        let start = Instant::now();
+        while self.holds.load(Ordering::Relaxed) && start.elapsed() < Duration::from_secs(20) {
             self.is_holding.store(true, Ordering::Relaxed);
             thread::sleep(Duration::from_millis(1));
         }

@@ -3,6 +3,7 @@
 //! Devices of one process over real sockets, each with a VMM that is not one.
 
 mod device;
+mod embedding;
 mod faults;
 mod folders;
 mod hostile;

@@ -110,10 +110,7 @@ fn a_descriptor_that_takes_long_to_close_holds_no_lock() {
     drop(stream);
     let start = Instant::now();
     scene.vm.host.hold(false);
-    eventually("it is refused", || {
-        scene.vm.device.counters().protocol_errors == 1 || start.elapsed() > AT_ONCE
-    });
-    // Whether it is being closed now or not: neither lock is held.
+    // Whether it is being closed now or not: no lock is held.
     while start.elapsed() < AT_ONCE {
         guest(&scene.vm);
         let device = scene.vm.device.clone();
@@ -121,6 +118,7 @@ fn a_descriptor_that_takes_long_to_close_holds_no_lock() {
         assert!(done.is_some(), "a BAR that moves waits");
         thread::sleep(Duration::from_millis(50));
     }
+    assert_eq!(scene.vm.device.counters().links_up, 2, "it is no link");
     drop((listener, busy));
     scene.is_as_before();
 }
@@ -165,6 +163,8 @@ impl Fault {
 /// Finding 5.2: a snapshot looked for data with lseek, which waits for a peer that is in the middle of a write.
 #[test]
 fn a_snapshot_does_not_wait_for_a_peer_that_is_held_in_a_write() {
+    let scene = Scene::new();
+    // It is dropped first, so that nothing is held any more when the rest is.
     let fault = match Fault::new() {
         Ok(fault) => fault,
         Err(error) => {
@@ -172,7 +172,6 @@ fn a_snapshot_does_not_wait_for_a_peer_that_is_held_in_a_write() {
             return;
         }
     };
-    let scene = Scene::new();
     let client = scene.connect();
     client.hello(LOW);
     client.next();
@@ -255,13 +254,15 @@ fn a_window_that_is_too_full_for_a_snapshot_is_an_error_that_leaves_everybody_ru
     let state = vm.device.state().unwrap();
     // One has a byte more, and cannot have it of the other's.
     peers[1].1.file().write_all_at(&[1], 0).unwrap();
-    let error = vm.device.state().unwrap_err().to_string();
+    // (What it would print otherwise is long.)
+    let state_of = |vm: &Vm| vm.device.state().map(drop);
+    let error = state_of(&vm).unwrap_err().to_string();
     for word in ["link 1", "16M", "8M", "max_peers=64", "size=8M"] {
         assert!(error.contains(word), "{error}");
     }
     assert_eq!((vm.links(), vm.link_state(1)), (2, UP));
     peers[1].1.file().write_all_at(&[0], 0).unwrap();
-    assert_eq!(vm.device.state().unwrap(), state);
+    assert!(vm.device.state().unwrap() == state, "it has changed");
     vm.stop();
     let restored = Vm::start_with(config(), Some(&state));
     for link in 0..2 {
