@@ -44,7 +44,8 @@ pub struct Config {
     /// deserialised without a list around it.)
     #[serde(rename = "peer", default, deserialize_with = "one_or_many")]
     pub peers: Vec<PathBuf>,
-    /// Size of the window that it shares with each peer, in bytes: a power of two of at least 2 MiB.
+    /// Size of the window that it shares with each peer, in bytes: a power of two of at least 2 MiB. If it is larger than
+    /// [`snapshot_budget`](Self::snapshot_budget), a peer that fills its window can keep the VM from being snapshotted.
     #[serde(rename = "size", default = "default_window_size")]
     pub window_size: u64,
     /// How many links it can have: 1 to 64.

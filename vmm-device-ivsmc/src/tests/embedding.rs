@@ -42,6 +42,29 @@ fn a_device_whose_vm_never_ran_joins_and_accepts_nobody() {
 
 /// Finding 5.10.
 #[test]
+fn a_device_that_cannot_be_made_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let peer = Vm::start(options(folder.path(), "peer", &["a"]));
+    let a = Vm::start(options(folder.path(), "a", &[]));
+    a.eventually_up(0);
+    a.claim(0);
+    // SAFETY: the window is mapped.
+    unsafe { a.host.memory(BAR2).write_volatile(1) };
+    let text = serde_json::to_string(&a.device.state().unwrap()).unwrap();
+    a.stop();
+    let text = text.replace("\"offset\":0", "\"offset\":4194304");
+    let state = serde_json::from_str(&text).unwrap();
+    let config = options(folder.path(), "a", &["peer"]);
+    let made = Device::new("test", config, FakeHost::new(), Some(&state));
+    let error = made.map(drop).unwrap_err().to_string();
+    assert!(error.contains("larger than the window"), "{error}");
+    assert!(!folder.path().join("a").exists());
+    assert_eq!(peer.device.counters().connections_accepted, 0);
+    peer.stop();
+}
+
+/// Finding 5.10.
+#[test]
 fn no_descriptor_goes_to_another_program() {
     alone("tests::embedding::every_descriptor_is_closed_on_exec");
 }
