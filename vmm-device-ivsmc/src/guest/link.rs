@@ -67,7 +67,7 @@ pub enum Action {
     Refuse,
     /// To tell that the link is up.
     Announce,
-    /// To take the doorbells and interrupt lines out of the guest, and to tell that the link is lost.
+    /// To take the doorbells out of the guest, to disconnect the vectors, and to tell that the link is lost.
     Disconnect,
     /// To take all of the link out of the guest, then to reap it, and to tell that it is down.
     Remove,
