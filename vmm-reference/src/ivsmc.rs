@@ -87,7 +87,8 @@ impl Host for KvmHost {
     }
 
     fn raise(&self) -> io::Result<()> {
-        self.vector(0)?.raise()
+        self.vector(0)?.raise();
+        Ok(())
     }
 }
 

@@ -198,7 +198,7 @@ impl Device {
         if self.held.swap(false, Ordering::AcqRel) {
             if self.is_restored {
                 // Not earlier: what is raised before the VMM has restored the vCPUs may get lost.
-                self.raise();
+                self.wired(|_| self.raise());
             }
             self.wake_fabric();
         }

@@ -5,6 +5,7 @@
 mod byes;
 mod closing;
 mod device;
+mod embedding;
 mod faults;
 mod folders;
 mod hostile;
@@ -14,6 +15,7 @@ mod mesh;
 mod rates;
 mod sandbox;
 mod users;
+mod waiting;
 
 use std::env;
 use std::path::{Path, PathBuf};
