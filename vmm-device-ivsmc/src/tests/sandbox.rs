@@ -4,16 +4,20 @@
 
 #![cfg(target_arch = "x86_64")]
 
+use std::collections::BTreeMap;
 use std::fs;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
 
 use super::*;
-use crate::Fabric;
-use crate::socket::Socket;
+use crate::fabric::socket::Socket;
+use crate::{Fabric, Reaper, Syscall};
 
 /// From now on this thread ends the process when it makes any other system call.
-fn confine(syscalls: &[i64]) {
+fn confine(syscalls: &[Syscall]) {
     let of_the_test = [
         // The fake VMM copies descriptors and looks up what they are, which a real one leaves to KVM.
         libc::SYS_fcntl,
@@ -24,8 +28,20 @@ fn confine(syscalls: &[i64]) {
         libc::SYS_rt_sigprocmask,
         libc::SYS_sigaltstack,
     ];
-    let listed = syscalls.iter().chain(&of_the_test);
-    let rules = listed.map(|&syscall| (syscall, Vec::new())).collect();
+    let mut rules = BTreeMap::<i64, Vec<SeccompRule>>::new();
+    for syscall in syscalls {
+        if let Some((argument, value)) = syscall.argument {
+            let (kind, equal) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
+            let condition = SeccompCondition::new(argument, kind, equal, value.into()).unwrap();
+            let rule = SeccompRule::new(vec![condition]).unwrap();
+            rules.entry(syscall.number).or_default().push(rule);
+        }
+    }
+    // No rule: any arguments will do.
+    let any = syscalls.iter().filter(|each| each.argument.is_none());
+    for number in any.map(|each| each.number).chain(of_the_test) {
+        rules.insert(number, Vec::new());
+    }
     let actions = (SeccompAction::KillProcess, SeccompAction::Allow);
     let filter = SeccompFilter::new(rules, actions.0, actions.1, TargetArch::x86_64).unwrap();
     let program: BpfProgram = filter.try_into().unwrap();
@@ -44,10 +60,14 @@ fn start_confined_with(config: Config, state: Option<&DeviceState>) -> Vm {
         confine(&[Device::NEW_SYSCALLS, Fabric::SYSCALLS].concat());
         Device::new("test", config, host.clone(), state).unwrap()
     };
-    let (device, fabric) = thread::scope(|scope| scope.spawn(make).join()).unwrap();
-    for (bar, address) in [BAR0, BAR1, BAR2].into_iter().enumerate() {
-        device.move_bar(bar, address).unwrap();
-    }
+    let (device, mut fabric) = thread::scope(|scope| scope.spawn(make).join()).unwrap();
+    let reaper = fabric.reaper().unwrap();
+    thread::spawn(move || {
+        confine(Reaper::SYSCALLS);
+        reaper.run();
+    });
+    place(&device);
+    device.resume();
     let thread = Some(thread::spawn(move || {
         confine(Fabric::SYSCALLS);
         fabric.run();
@@ -61,13 +81,9 @@ fn start_confined_with(config: Config, state: Option<&DeviceState>) -> Vm {
 
 /// What a guest does, on a thread that is confined as a vCPU's.
 fn guest(vm: &Vm) {
-    vm.enable_msix();
-    vm.write_bar(1, 12, 1);
-    vm.device.config_read(0);
-    vm.read_bar(1, 0x800);
-    vm.write_bar(1, 12, 0);
-    vm.device.move_bar(0, BAR0 + 0x8000).unwrap();
-    vm.device.move_bar(2, 2 * BAR2).unwrap();
+    vm.read(0);
+    vm.device.place_registers(Some(BAR0 + 0x8000)).unwrap();
+    vm.device.place_windows(Some(2 * BAR2)).unwrap();
     vm.claim(0);
     vm.let_go(0);
 }
@@ -96,7 +112,6 @@ fn a_life_in_the_sandbox() {
     let huge = start_confined(huge);
     for _ in 0..3 {
         eventually("up", || a.links() == 1 && b.links() == 1);
-        a.enable_msix();
         let link = u64::from(a.link_state(0) != UP);
         a.claim(link);
         b.device.reset();
@@ -151,7 +166,6 @@ fn a_life_in_the_sandbox() {
     };
     let state = thread::scope(|scope| scope.spawn(snapshot).join()).unwrap();
     let moved = start_confined_with(moved, Some(&state));
-    moved.device.resume();
     moved.let_go(0);
     eventually("it joins", || moved.links() == 1);
     // A guest unplugs its device.
