@@ -111,9 +111,9 @@ bool ivpci_gid_bound(const uuid_t *gid, const u32 *device)
  * @up: how long the link was up since then
  * @faulty: the peer was at fault
  *
- * The first time costs nothing, as a peer's guest may just have begun again. A
- * peer that goes on like that gets a new attachment each four seconds at most.
- * All times are in jiffies.
+ * After a link that lasted it costs nothing: the peer's guest may have begun
+ * again. A peer that comes and goes gets a new attachment each four seconds at
+ * most. All times are in jiffies.
  *
  * Return: how long.
  */
