@@ -325,6 +325,10 @@ static bool ivpci_step(struct ivpci_link *link)
 			return false;
 		link->why = ivpci_window_open(link);
 		if (link->why) {
+			/* if it has gone meanwhile, the device will say more */
+			link->there = ivpci_window_there(link);
+			if (!link->there)
+				return false;
 			dev_err_ratelimited(&link->iv->pdev->dev, "link %u: %s\n",
 					    link->index, link->why);
 			link->not_before = jiffies + IVPCI_RETRY;
