@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Counters and links, for people and tests. */
+/* Counters and links, for people and tests: debugfs; sysfs for ivsmc-guest. */
 
 #include <linux/debugfs.h>
 #include <linux/seq_file.h>
@@ -84,6 +84,8 @@ static int links_show(struct seq_file *m, void *unused)
 				   &link->peer.gid, link->s->dmbs.live,
 				   link->s->dmbs.retired,
 				   link->s->remotes.held);
+		if (link->s && !link->s->cached)
+			seq_puts(m, " uncached");
 		spin_unlock_bh(&link->lock);
 		if (why)
 			seq_printf(m, " refused: %s", why);
@@ -92,6 +94,53 @@ static int links_show(struct seq_file *m, void *unused)
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(links);
+
+/* A line for each link that is not down for want of a peer */
+static ssize_t ivpci_links_show(struct device *dev,
+				struct device_attribute *attr, char *buf)
+{
+	struct ivpci *iv;
+	unsigned int i;
+	int at = 0;
+
+	/* whoever starts the device anew, or removes this file, has the lock */
+	if (!device_trylock(dev))
+		return -EAGAIN;
+	iv = dev_get_drvdata(dev);
+	for (i = 0; iv && i < iv->nlinks; i++) {
+		struct ivpci_link *link = &iv->links[i];
+		enum ivpci_state state = READ_ONCE(link->state);
+		const char *why = READ_ONCE(link->why);
+		bool uncached;
+
+		spin_lock_bh(&link->lock);
+		uncached = link->s && !link->s->cached;
+		spin_unlock_bh(&link->lock);
+		if (state == IVPCI_DOWN && !why)
+			continue;
+		at += sysfs_emit_at(buf, at, "%u %s%s%s%s\n", i,
+				    ivpci_state_name(state),
+				    uncached ? ", uncached and so slow" : "",
+				    why ? ": " : "", why ?: "");
+	}
+	device_unlock(dev);
+	return at;
+}
+static DEVICE_ATTR_RO(ivpci_links);
+
+static struct attribute *ivpci_attrs[] = {
+	&dev_attr_ivpci_links.attr,
+	NULL,
+};
+
+static const struct attribute_group ivpci_group = {
+	.attrs = ivpci_attrs,
+};
+
+const struct attribute_group *ivpci_groups[] = {
+	&ivpci_group,
+	NULL,
+};
 
 /**
  * ivpci_debugfs_init() - create the module's folder

@@ -7,7 +7,6 @@
 
 #define IVPCI_AT_LINK		GENMASK(21, 16)
 #define IVPCI_AT_SLOT		GENMASK(15, 0)
-#define IVPCI_RESERVED_VLAN	0x1fff	/* SMC asks whether we can do SMC-Dv2 */
 
 /* The link to a peer, locked and up, or NULL */
 static struct ivpci_link *ivpci_link_by_gid(struct ivpci *iv,
@@ -75,9 +74,12 @@ static int ivpci_register_dmb(struct dibs_dev *dibs, struct dibs_dmb *dmb,
 	struct ivpci_link *link;
 	unsigned long flags;
 	int slot, idx;
+	u32 epoch;
 	u64 token;
 	u64 off;
 
+	if (dmb->dmb_len > 1U << IVPCI_FOLIO_SHIFT)
+		return -EINVAL;
 	link = ivpci_link_by_gid(iv, &dmb->rgid);
 	if (!link)
 		return -ENETUNREACH;
@@ -87,6 +89,8 @@ static int ivpci_register_dmb(struct dibs_dev *dibs, struct dibs_dmb *dmb,
 		slot = ivpci_dmb_alloc(&s->dmbs, dmb->dmb_len);
 	if (slot >= 0)
 		off = s->dmbs.slot[slot].off;
+	epoch = link->epoch;
+	token = ivpci_token(get_random_u64(), link->peer.tag, slot);
 	spin_unlock_bh(&link->lock);
 	if (slot < 0) {
 		ivpci_count(iv, IVPCI_DMB_ALLOC_FAILURES, 1);
@@ -104,7 +108,6 @@ static int ivpci_register_dmb(struct dibs_dev *dibs, struct dibs_dmb *dmb,
 		return idx;
 	}
 	memset(s->win + off, 0, dmb->dmb_len);
-	token = ivpci_token(get_random_u64(), link->peer.tag, slot);
 
 	spin_lock_irqsave(&dibs->lock, flags);
 	iv->dmb_at[idx] = FIELD_PREP(IVPCI_AT_LINK, link->index) |
@@ -113,8 +116,10 @@ static int ivpci_register_dmb(struct dibs_dev *dibs, struct dibs_dmb *dmb,
 	dibs->dmb_clientid_arr[idx] = client->id;
 	spin_unlock_irqrestore(&dibs->lock, flags);
 
+	/* else SMC was told to end this, and the peer is not to find it */
 	spin_lock_bh(&link->lock);
-	ivpci_dmb_publish(&s->dmbs, slot, token);
+	if (link->up && link->epoch == epoch)
+		ivpci_dmb_publish(&s->dmbs, slot, token);
 	spin_unlock_bh(&link->lock);
 
 	dmb->idx = idx;
@@ -198,8 +203,6 @@ static int ivpci_move_data(struct dibs_dev *dibs, u64 dmb_tok,
 	if (!remote)
 		return -EINVAL;
 
-	/* what SMC stored in an attached DMB comes before what we store */
-	virt_wmb();
 	if ((u64)offset + size > remote->len)
 		rc = -EINVAL;
 	else
@@ -220,14 +223,19 @@ static int ivpci_move_data(struct dibs_dev *dibs, u64 dmb_tok,
 	return rc;
 }
 
+/*
+ * A window belongs to two guests whatever VLAN the connection's handshake went
+ * over, so there is nothing to filter. SMC also asks with a reserved ID, to find
+ * out whether we can do SMC-Dv2.
+ */
 static int ivpci_add_vlan_id(struct dibs_dev *dibs, u64 vlan_id)
 {
-	return vlan_id == IVPCI_RESERVED_VLAN ? 0 : -EOPNOTSUPP;
+	return 0;
 }
 
 static int ivpci_del_vlan_id(struct dibs_dev *dibs, u64 vlan_id)
 {
-	return vlan_id == IVPCI_RESERVED_VLAN ? 0 : -EOPNOTSUPP;
+	return 0;
 }
 
 static int ivpci_signal_event(struct dibs_dev *dibs, const uuid_t *rgid,

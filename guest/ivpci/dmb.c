@@ -49,7 +49,7 @@ int ivpci_token_slot(u64 token)
 }
 
 /**
- * ivpci_dmbs_init() - prepare the allocator for a window
+ * ivpci_dmbs_init() - prepare the allocator for a window; nothing is allocated
  * @dmbs: the DMBs
  * @shift: log2 of the window's size
  * @side: which side we are
@@ -61,11 +61,16 @@ int ivpci_dmbs_init(struct ivpci_dmbs *dmbs, u32 shift, u32 side)
 	u64 first, last;
 
 	ivpci_halves(shift, side, &first, &last);
+	memset(dmbs, 0, sizeof(*dmbs));
 	dmbs->first = first / IVPCI_DMB_MIN;
 	dmbs->last = last / IVPCI_DMB_MIN;
 	dmbs->units = (1ULL << shift) / IVPCI_DMB_MIN;
 	dmbs->map = bitmap_alloc(dmbs->units, GFP_KERNEL);
-	return dmbs->map ? 0 : -ENOMEM;
+	if (!dmbs->map)
+		return -ENOMEM;
+	bitmap_fill(dmbs->map, dmbs->units);
+	bitmap_clear(dmbs->map, dmbs->first, dmbs->last - dmbs->first);
+	return 0;
 }
 
 /**
@@ -79,21 +84,23 @@ void ivpci_dmbs_exit(struct ivpci_dmbs *dmbs)
 }
 
 /**
- * ivpci_dmbs_reset() - begin a session: nothing is allocated
+ * ivpci_dmbs_begin() - begin a session
  * @dmbs: the DMBs
  * @own: our control area, cleared
  * @peer: the peer's control area
+ *
+ * The peer has let go of all DMBs. Those that SMC has not given back, or that
+ * somebody in this system still uses, stay as they are, but have no token.
  */
-void ivpci_dmbs_reset(struct ivpci_dmbs *dmbs, struct ivpci_ctrl *own,
+void ivpci_dmbs_begin(struct ivpci_dmbs *dmbs, struct ivpci_ctrl *own,
 		      const struct ivpci_ctrl *peer)
 {
+	u32 slot;
+
 	dmbs->own = own;
 	dmbs->peer = peer;
-	dmbs->live = 0;
-	dmbs->retired = 0;
-	memset(dmbs->slot, 0, sizeof(dmbs->slot));
-	bitmap_fill(dmbs->map, dmbs->units);
-	bitmap_clear(dmbs->map, dmbs->first, dmbs->last - dmbs->first);
+	for (slot = 0; slot < IVPCI_SLOTS; slot++)
+		dmbs->slot[slot].token = 0;
 }
 
 /* Take back a retired DMB if nobody can touch it any more. */
@@ -327,22 +334,29 @@ void ivpci_remote_put(struct ivpci_remotes *remotes,
  * @src: where from
  * @len: how much
  *
- * The receiver reads SMC's cursors while they are written. They are 8-byte
- * words in short writes, which is why those are made of 8-byte words.
+ * The receiver reads SMC's cursors and flags while they are written. They are in
+ * 8-byte words, whose stores are releases: who sees a word sees all that SMC
+ * stored before it, here or in a DMB that is attached. So does who reuses what
+ * SMC read before it: a cursor says that its part of a buffer is free.
  */
 void ivpci_copy(void *dst, const void *src, size_t len)
 {
 	u64 word;
 
 	if (len > IVPCI_WORDS_MAX || !IS_ALIGNED((unsigned long)dst, 8)) {
+		virt_mb(); /* what SMC read and stored before */
 		memcpy(dst, src, len);
 		return;
 	}
 	for (; len >= sizeof(word); len -= sizeof(word)) {
 		memcpy(&word, src, sizeof(word));
-		WRITE_ONCE(*(u64 *)dst, word);
+		/* release: what SMC read and stored before, and the last word */
+		virt_store_release((u64 *)dst, word);
 		dst += sizeof(word);
 		src += sizeof(word);
 	}
+	if (!len)
+		return;
+	virt_mb(); /* the words before */
 	memcpy(dst, src, len);
 }

@@ -96,7 +96,7 @@ int ivpci_token_slot(u64 token);
 
 int ivpci_dmbs_init(struct ivpci_dmbs *dmbs, u32 shift, u32 side);
 void ivpci_dmbs_exit(struct ivpci_dmbs *dmbs);
-void ivpci_dmbs_reset(struct ivpci_dmbs *dmbs, struct ivpci_ctrl *own,
+void ivpci_dmbs_begin(struct ivpci_dmbs *dmbs, struct ivpci_ctrl *own,
 		      const struct ivpci_ctrl *peer);
 bool ivpci_dmb_affordable(const struct ivpci_dmbs *dmbs, u32 len);
 int ivpci_dmb_alloc(struct ivpci_dmbs *dmbs, u32 len);

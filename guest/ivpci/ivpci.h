@@ -4,6 +4,7 @@
 
 #include <linux/bitfield.h>
 #include <linux/bitmap.h>
+#include <linux/completion.h>
 #include <linux/dibs.h>
 #include <linux/hrtimer.h>
 #include <linux/idr.h>
@@ -14,14 +15,17 @@
 #include <linux/percpu.h>
 #include <linux/refcount.h>
 #include <linux/spinlock.h>
+#include <linux/wait.h>
 #include <linux/workqueue.h>
 
+#include "attach.h"
 #include "dmb.h"
 #include "ring.h"
 
 #define IVPCI_NAME		"ivpci"
 
 #define IVPCI_MAX_DMBS		8192	/* per device; SMC has 8 bytes for each */
+#define IVPCI_FOLIO_SHIFT	20	/* of a window's pages; no DMB is larger */
 #define IVPCI_PLAIN_FABRIC	0xff00	/* CHID on ivshmem, which has none */
 
 /**
@@ -92,6 +96,7 @@ enum ivpci_state {
  * @rx: consumer of the peer's rings; under dibs->lock
  * @dmbs: our DMBs; under the link's lock
  * @remotes: the peer's DMBs; under the link's lock
+ * @cached: the window is mapped write-back
  * @slot_idx: DMB index + 1 of our slots, 0: none; under dibs->lock
  */
 struct ivpci_session {
@@ -103,6 +108,7 @@ struct ivpci_session {
 	struct ivpci_rx rx;
 	struct ivpci_dmbs dmbs;
 	struct ivpci_remotes remotes;
+	bool cached;
 	u32 slot_idx[IVPCI_SLOTS];
 };
 
@@ -112,15 +118,21 @@ struct ivpci_session {
  * @index: of the link
  * @work: the state machine: all but @lock's fields belong to it
  * @state: of the state machine
+ * @look: read the registers before the next step; set in any context
+ * @there: the window is there, as the registers last said
  * @generation: what we claimed, on ivsmc
  * @side: ours
  * @shift: log2 of the window's size
  * @start: physical address of the window
  * @epoch: ours
- * @not_before: when to begin again, after the peer was at fault (jiffies)
- * @why: why the peer was last found not to be fit
+ * @since: when the link last began or ended (jiffies)
+ * @backoff: how long it had to wait when it last ended (jiffies)
+ * @not_before: when to begin again (jiffies)
+ * @told: when SMC was last told that the peer is gone (jiffies)
+ * @why: why there is no window, or why the peer was last found not to be fit
  * @faulty: the peer was at fault; set in any context
  * @peer: the peer's header as accepted
+ * @peer_device: the words of the GID of the peer's device, on ivsmc
  * @peer_vectors: vectors that the peer has, on ivsmc
  * @event_window: begin of the second in which @event_count events came
  * @event_count: see there; both under dibs->lock
@@ -133,21 +145,51 @@ struct ivpci_link {
 	unsigned int index;
 	struct delayed_work work;
 	enum ivpci_state state;
+	bool look;
+	bool there;
 	u32 generation;
 	u32 side;
 	u32 shift;
 	phys_addr_t start;
 	u32 epoch;
+	unsigned long since;
+	unsigned long backoff;
 	unsigned long not_before;
+	unsigned long told;
 	const char *why;
 	bool faulty;
 	struct ivpci_header peer;
+	u32 peer_device[4];
 	u32 peer_vectors;
 	unsigned long event_window;
 	unsigned int event_count;
 	spinlock_t lock; /* see above */
 	bool up;
 	struct ivpci_session *s;
+};
+
+/**
+ * struct ivpci_usage - who uses what of a link
+ * @dmbs: DMBs of ours that SMC has
+ * @remotes: DMBs of the peer that we use
+ * @folios: how many folios pipes and the like have references of
+ */
+struct ivpci_usage {
+	unsigned int dmbs;
+	unsigned int remotes;
+	unsigned int folios;
+};
+
+#define IVPCI_USAGE	"%u buffers of sockets and up to %u MiB of data in pipes"
+
+/**
+ * struct ivpci_irq - a vector
+ * @iv: the device
+ * @links: the links whose peers ring it
+ */
+struct ivpci_irq {
+	struct ivpci *iv;
+	DECLARE_BITMAP(links, IVPCI_LINKS);
 };
 
 /**
@@ -165,16 +207,23 @@ struct ivpci_link {
  * @device_gid: the words of DeviceGID, on ivsmc
  * @fabric: our CHID
  * @vectors: MSI-X vectors we have
+ * @irq: they
  * @leaving: the driver is being removed, or starts anew
+ * @paused: the system is going to sleep
  * @restart: removes and probes, when the device has become another one
+ * @removal: takes the DIBS device away from SMC
+ * @removed: SMC has let go of it
  * @ref: held while bound, and for @restart
  * @wq: runs the links' state machines
  * @scan: looks after all links
+ * @scanned: when it last did (jiffies)
+ * @quiet: woken when a link has ended
  * @nlinks: links in @links
  * @links: the links
  * @accept: held while a link decides whether to accept a peer
  * @idx: DMB indices in use
  * @dmb_at: link and slot of a DMB index
+ * @turn: the link whose rings come first; under dibs->lock
  * @receiving: links whose rings are consumed; under dibs->lock
  * @attaching: links that wait for a peer; under dibs->lock
  * @poller: the thread that polls
@@ -204,16 +253,23 @@ struct ivpci {
 	u32 device_gid[4];
 	u16 fabric;
 	unsigned int vectors;
+	struct ivpci_irq irq[IVPCI_VECTORS];
 	bool leaving;
+	bool paused;
 	struct work_struct restart;
+	struct work_struct removal;
+	struct completion removed;
 	refcount_t ref;
 	struct workqueue_struct *wq;
-	struct work_struct scan;
+	struct delayed_work scan;
+	unsigned long scanned;
+	wait_queue_head_t quiet;
 	unsigned int nlinks;
 	struct ivpci_link *links;
 	struct mutex accept; /* two links must not get the same peer */
 	struct ida idx;
 	u32 dmb_at[IVPCI_MAX_DMBS];
+	unsigned int turn;
 	DECLARE_BITMAP(receiving, IVPCI_LINKS);
 	DECLARE_BITMAP(attaching, IVPCI_LINKS);
 	struct task_struct *poller;
@@ -236,21 +292,51 @@ static inline void ivpci_count(struct ivpci *iv, enum ivpci_counter counter,
 	this_cpu_add(iv->stats->counter[counter], n);
 }
 
+static inline bool ivpci_stopping(struct ivpci *iv)
+{
+	return READ_ONCE(iv->leaving) || READ_ONCE(iv->paused);
+}
+
+static inline bool ivpci_used(const struct ivpci_usage *use)
+{
+	return use->dmbs || use->remotes || use->folios;
+}
+
+/* The vector that a link's peer shall ring */
+static inline u32 ivpci_vector(const struct ivpci *iv, unsigned int link)
+{
+	u32 shared = iv->vectors - 1;
+
+	return shared ? 1 + link % shared : 0;
+}
+
 /* main.c */
 extern int ivpci_side;
 void ivpci_follow(struct ivpci *iv);
 
+/* window.c */
+u32 ivpci_link_reg(struct ivpci_link *link, u32 reg);
+bool ivpci_window_there(struct ivpci_link *link);
+unsigned int ivpci_window_busy(struct ivpci_link *link);
+const char *ivpci_window_open(struct ivpci_link *link);
+void ivpci_window_close(struct ivpci_link *link);
+
 /* link.c */
-int ivpci_links_init(struct ivpci *iv);
-void ivpci_links_start(struct ivpci *iv);
-void ivpci_links_stop(struct ivpci *iv);
-void ivpci_links_exit(struct ivpci *iv);
+void ivpci_link_work(struct work_struct *work);
 void ivpci_link_kick(struct ivpci_link *link);
 void ivpci_link_fault(struct ivpci_link *link, const char *why);
 void ivpci_link_ring(struct ivpci_link *link);
 bool ivpci_peer_there(struct ivpci_link *link);
 void ivpci_link_released(struct ivpci_link *link);
 const char *ivpci_state_name(enum ivpci_state state);
+
+/* links.c */
+void ivpci_link_usage(struct ivpci_link *link, struct ivpci_usage *use);
+int ivpci_links_init(struct ivpci *iv);
+void ivpci_links_scan(struct ivpci *iv);
+bool ivpci_links_leave(struct ivpci *iv, bool unmapped, unsigned long most);
+void ivpci_links_stop(struct ivpci *iv);
+void ivpci_links_exit(struct ivpci *iv);
 
 /* poll.c */
 int ivpci_poll_start(struct ivpci *iv);
@@ -264,6 +350,7 @@ void ivpci_deliver(struct ivpci *iv, const struct dibs_event *event);
 const struct dibs_dev_ops *ivpci_dibs_ops(bool nocopy);
 
 /* debugfs.c */
+extern const struct attribute_group *ivpci_groups[];
 void ivpci_debugfs_init(void);
 void ivpci_debugfs_exit(void);
 void ivpci_debugfs_add(struct ivpci *iv);

@@ -10,6 +10,7 @@
 #include <linux/random.h>
 
 /* The module under test is linked in, so that no device is needed to load it */
+#include "attach.c"
 #include "dmb.c"
 #include "ring.c"
 
@@ -61,7 +62,7 @@ static int window_init(struct kunit *test)
 		ivpci_rx_init(&s->rx, s->own, s->peer);
 		KUNIT_ASSERT_EQ(test, ivpci_dmbs_init(&s->dmbs, TEST_SHIFT, i),
 				0);
-		ivpci_dmbs_reset(&s->dmbs, s->own, s->peer);
+		ivpci_dmbs_begin(&s->dmbs, s->own, s->peer);
 		ivpci_remotes_init(&s->remotes, s->own, s->peer, TEST_SHIFT, i);
 	}
 	test->priv = w;
@@ -119,6 +120,78 @@ static void header_bad(struct kunit *test)
 	EXPECT_REFUSED(memset(ctrl->gid.b, 0, 8));
 	EXPECT_REFUSED(memset(ctrl->gid.b + 8, 0, 8));
 #undef EXPECT_REFUSED
+}
+
+/* GIDs */
+
+static const u32 a_device[4] = { 0x11111111, 0x22222222, 0x33333333, 0x44444444 };
+
+/* A peer can present no GID of another peer's device, whatever it looks like. */
+static void gid_of_another_device(struct kunit *test)
+{
+	static const u32 others[][4] = {
+		{ 0x11111111, 0x22222222, 0x33333333, 0x44444445 },
+		{ 0x11111111, 0x22222222, 0x33333332, 0x44444444 },
+		{ 0x11111110, 0x22222222, 0x33333333, 0x44444444 },
+		{ 0, 0, 0, 1 },
+	};
+	uuid_t gid, other;
+	int i;
+
+	get_random_bytes(&gid, sizeof(gid));
+	KUNIT_EXPECT_FALSE(test, ivpci_gid_bound(&gid, a_device));
+	ivpci_gid_bind(&gid, a_device);
+	KUNIT_EXPECT_TRUE(test, ivpci_gid_bound(&gid, a_device));
+	for (i = 0; i < ARRAY_SIZE(others); i++) {
+		/* its own first half, and the second half of a third guest */
+		get_random_bytes(&other, sizeof(other));
+		ivpci_gid_bind(&other, others[i]);
+		KUNIT_EXPECT_TRUE(test, ivpci_gid_bound(&other, others[i]));
+		KUNIT_EXPECT_FALSE(test, ivpci_gid_bound(&other, a_device));
+		memcpy(other.b + 8, gid.b + 8, 8);
+		KUNIT_EXPECT_FALSE(test, ivpci_gid_bound(&other, others[i]));
+	}
+}
+
+/* Each probe has another GID, and none has a half that is zero. */
+static void gid_fresh(struct kunit *test)
+{
+	static const u32 null[4];
+	uuid_t one, two;
+
+	generate_random_uuid(one.b);
+	generate_random_uuid(two.b);
+	ivpci_gid_bind(&one, a_device);
+	ivpci_gid_bind(&two, a_device);
+	KUNIT_EXPECT_NE(test, memcmp(one.b + 8, two.b + 8, 8), 0);
+	ivpci_gid_bind(&one, null);
+	KUNIT_EXPECT_TRUE(test, ivpci_gid_bound(&one, null));
+	KUNIT_EXPECT_NOT_NULL(test, memchr_inv(one.b, 0, 8));
+}
+
+/* backoff */
+
+/* Who comes and goes all the time gets slower; who was there for a while does not. */
+static void backoff_rate(struct kunit *test)
+{
+	unsigned long wait = 0, sum = 0;
+	int i;
+
+	wait = ivpci_backoff(wait, IVPCI_STEADY, false);
+	KUNIT_EXPECT_EQ(test, wait, 0);
+	wait = ivpci_backoff(wait, IVPCI_STEADY, true);
+	KUNIT_EXPECT_EQ(test, wait, HZ);
+	for (i = 0, wait = 0; i < 100; i++) {
+		unsigned long next = ivpci_backoff(wait, 0, i & 1);
+
+		KUNIT_EXPECT_GT(test, next, 0);
+		KUNIT_EXPECT_GE(test, next, wait);
+		KUNIT_EXPECT_LE(test, next, 4 * HZ);
+		wait = next;
+		sum += wait;
+	}
+	KUNIT_EXPECT_GE(test, sum, 4 * HZ * 90);
+	KUNIT_EXPECT_EQ(test, ivpci_backoff(wait, IVPCI_STEADY, false), 0);
 }
 
 /* signals */
@@ -453,7 +526,7 @@ static void dmb_shares(struct kunit *test)
 
 	KUNIT_ASSERT_NOT_NULL(test, dmbs);
 	KUNIT_ASSERT_EQ(test, ivpci_dmbs_init(dmbs, 26, 0), 0);
-	ivpci_dmbs_reset(dmbs, w->ctrl[0], w->ctrl[1]);
+	ivpci_dmbs_begin(dmbs, w->ctrl[0], w->ctrl[1]);
 	for (slot = alloc_downgraded(dmbs); slot >= 0;
 	     slot = alloc_downgraded(dmbs)) {
 		KUNIT_EXPECT_GE(test, dmbs->slot[slot].len,
@@ -475,7 +548,7 @@ static void dmb_all_slots(struct kunit *test)
 
 	KUNIT_ASSERT_NOT_NULL(test, dmbs);
 	KUNIT_ASSERT_EQ(test, ivpci_dmbs_init(dmbs, 30, 0), 0);
-	ivpci_dmbs_reset(dmbs, w->ctrl[0], w->ctrl[1]);
+	ivpci_dmbs_begin(dmbs, w->ctrl[0], w->ctrl[1]);
 	for (i = 0; i < IVPCI_SLOTS; i++)
 		KUNIT_ASSERT_EQ(test, ivpci_dmb_alloc(dmbs, SZ_16K), i);
 	KUNIT_EXPECT_EQ(test, ivpci_dmb_alloc(dmbs, SZ_16K), -ENOSPC);
@@ -549,6 +622,48 @@ static void dmb_held_by_us(struct kunit *test)
 	is_busy = false;
 	KUNIT_EXPECT_EQ(test, publish(test, a, SZ_16K, &token), slot);
 	KUNIT_EXPECT_EQ(test, a->dmbs.retired, 0);
+}
+
+/*
+ * A link begins again around what programs keep: it is not used for anything
+ * else, and what the peer had of old does not count.
+ */
+static void dmb_kept_by_programs(struct kunit *test)
+{
+	struct test_window *w = test->priv;
+	struct test_side *a = &w->side[0], *b = &w->side[1];
+	int kept, retired, slot;
+	u64 token, old;
+	int n;
+
+	a->dmbs.busy = test_busy;
+	is_busy = false;
+	kept = publish(test, a, SZ_64K, &old);
+	retired = publish(test, a, SZ_64K, &token);
+	KUNIT_ASSERT_NOT_NULL(test, ivpci_remote_hold(&b->remotes, token));
+	ivpci_dmb_retire(&a->dmbs, retired);
+
+	memset(a->own, 0, sizeof(*a->own));
+	memset(b->own, 0, sizeof(*b->own));
+	ivpci_dmbs_begin(&a->dmbs, a->own, a->peer);
+	ivpci_remotes_init(&b->remotes, b->own, b->peer, TEST_SHIFT, 1);
+	/* a token of old that the peer goes on to show keeps nothing */
+	b->own->attached[retired] = cpu_to_le64(token);
+	KUNIT_EXPECT_NULL(test, ivpci_remote_hold(&b->remotes, old));
+	KUNIT_EXPECT_EQ(test, a->dmbs.live, 1);
+	for (n = 0; ; n++) {
+		slot = ivpci_dmb_alloc(&a->dmbs, SZ_64K);
+		if (slot < 0)
+			break;
+		KUNIT_EXPECT_NE(test, slot, kept);
+		KUNIT_EXPECT_NE(test, a->dmbs.slot[slot].off,
+				a->dmbs.slot[kept].off);
+	}
+	/* 2 MiB less the control areas and one that is kept */
+	KUNIT_EXPECT_EQ(test, n, 29);
+	KUNIT_EXPECT_EQ(test, a->dmbs.retired, 0);
+	ivpci_dmb_retire(&a->dmbs, kept);
+	KUNIT_EXPECT_EQ(test, ivpci_dmb_alloc(&a->dmbs, SZ_64K), kept);
 }
 
 /* DMBs of the peer */
@@ -667,6 +782,9 @@ static void copy_all_sizes(struct kunit *test)
 static struct kunit_case ivpci_cases[] = {
 	KUNIT_CASE(header_good),
 	KUNIT_CASE(header_bad),
+	KUNIT_CASE(gid_of_another_device),
+	KUNIT_CASE(gid_fresh),
+	KUNIT_CASE(backoff_rate),
 	KUNIT_CASE(signal_passes),
 	KUNIT_CASE(signal_coalesces),
 	KUNIT_CASE(signal_rings_sleepers),
@@ -685,6 +803,7 @@ static struct kunit_case ivpci_cases[] = {
 	KUNIT_CASE(dmb_all_slots),
 	KUNIT_CASE(dmb_held_by_peer),
 	KUNIT_CASE(dmb_held_by_us),
+	KUNIT_CASE(dmb_kept_by_programs),
 	KUNIT_CASE(remote_hostile_entry),
 	KUNIT_CASE(remote_hostile_change),
 	KUNIT_CASE(remote_no_token),

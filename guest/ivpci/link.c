@@ -6,160 +6,19 @@
  * else only kicks it.
  */
 
-#include <linux/delay.h>
 #include <linux/kobject.h>
-#include <linux/mm.h>
-#include <linux/mutex.h>
 #include <linux/random.h>
-#include <linux/slab.h>
-#include <linux/vmalloc.h>
+#include <linux/wait.h>
 
 #include "ivpci.h"
 #include "regs.h"
 
 /* SMC may have missed that it is to let go (it allocates memory to hear it) */
 #define IVPCI_REMIND	HZ
-/* A peer that was at fault is not spoken to for so long */
-#define IVPCI_PENANCE	HZ
-
-static u32 ivpci_link_reg(struct ivpci_link *link, u32 reg)
-{
-	struct ivpci *iv = link->iv;
-
-	return readl(iv->table + link->index * iv->table_stride + reg);
-}
-
-/* Is the window that we have claimed, or could claim, still there? */
-static bool ivpci_window_there(struct ivpci_link *link)
-{
-	if (!link->iv->regs)
-		return true;
-	return ivpci_link_reg(link, IVSMC_LINK_STATE) == IVSMC_STATE_UP &&
-	       (!link->generation ||
-		ivpci_link_reg(link, IVSMC_LINK_GENERATION) == link->generation);
-}
-
-static bool ivpci_claim(struct ivpci_link *link)
-{
-	struct ivpci *iv = link->iv;
-	phys_addr_t bar = pci_resource_start(iv->pdev, 2);
-	void __iomem *claim;
-	u32 generation;
-
-	if (!iv->regs) {
-		link->start = bar;
-		link->shift = iv->window_shift;
-		link->side = ivpci_side < 0 ? iv->position & 1 : ivpci_side;
-		link->peer_vectors = IVPCI_VECTORS;
-		return true;
-	}
-
-	claim = iv->table + link->index * iv->table_stride + IVSMC_LINK_CLAIM;
-	generation = ivpci_link_reg(link, IVSMC_LINK_GENERATION);
-	writel(generation, claim);
-	if (!generation || readl(claim) != generation)
-		return false;
-	link->generation = generation;
-	link->start = bar + ((u64)link->index << iv->window_shift);
-	link->shift = ivpci_link_reg(link, IVSMC_LINK_WINDOW_SHIFT);
-	link->side = ivpci_link_reg(link, IVSMC_LINK_SIDE);
-	link->peer_vectors = ivpci_link_reg(link, IVSMC_LINK_VECTORS);
-	if (link->side <= 1 && link->shift >= IVPCI_SHIFT_MIN &&
-	    link->shift <= iv->window_shift)
-		return true;
-
-	dev_err(&iv->pdev->dev, "link %u: the device says nonsense\n",
-		link->index);
-	writel(0, claim);
-	link->generation = 0;
-	return false;
-}
-
-static void ivpci_unclaim(struct ivpci_link *link)
-{
-	struct ivpci *iv = link->iv;
-
-	if (iv->regs)
-		writel(0, iv->table + link->index * iv->table_stride +
-			  IVSMC_LINK_CLAIM);
-	link->generation = 0;
-}
-
-/* Does a pipe, or whatever else took a reference, still use these pages? */
-static bool ivpci_folio_busy(struct ivpci_session *s, u64 off)
-{
-	return folio_ref_count(virt_to_folio(s->win + off)) > 1;
-}
-
-static bool ivpci_dmb_busy(struct ivpci_dmbs *dmbs, const struct ivpci_dmb *dmb)
-{
-	return ivpci_folio_busy(container_of(dmbs, struct ivpci_session, dmbs),
-				dmb->off);
-}
-
-static bool ivpci_open(struct ivpci_link *link)
-{
-	struct device *dev = &link->iv->pdev->dev;
-	struct ivpci_session *s;
-	void *win;
-
-	if (!ivpci_claim(link))
-		return false;
-
-	s = vzalloc(sizeof(*s));
-	if (!s)
-		goto err_claim;
-	if (ivpci_dmbs_init(&s->dmbs, link->shift, link->side))
-		goto err_session;
-	s->dmbs.busy = ivpci_dmb_busy;
-
-	s->pgmap.type = MEMORY_DEVICE_GENERIC;
-	s->pgmap.range.start = link->start;
-	s->pgmap.range.end = link->start + (1ULL << link->shift) - 1;
-	s->pgmap.nr_range = 1;
-	/* splice wants all of a DMB in one folio; no DMB crosses 2 MiB */
-	s->pgmap.vmemmap_shift = IVPCI_SHIFT_MIN - PAGE_SHIFT;
-	win = memremap_pages(&s->pgmap, dev_to_node(dev));
-	if (IS_ERR(win)) {
-		dev_err(dev, "link %u: cannot map the window: %pe\n",
-			link->index, win);
-		goto err_dmbs;
-	}
-	s->win = win;
-	s->own = win + link->side * IVPCI_CTRL_SIZE;
-	s->peer = win + !link->side * IVPCI_CTRL_SIZE;
-
-	spin_lock_bh(&link->lock);
-	link->s = s;
-	spin_unlock_bh(&link->lock);
-	return true;
-
-err_dmbs:
-	ivpci_dmbs_exit(&s->dmbs);
-err_session:
-	vfree(s);
-err_claim:
-	ivpci_unclaim(link);
-	return false;
-}
-
-static void ivpci_close(struct ivpci_link *link)
-{
-	struct ivpci_session *s = link->s;
-
-	spin_lock_bh(&link->lock);
-	link->s = NULL;
-	spin_unlock_bh(&link->lock);
-
-	WRITE_ONCE(s->own->peer_epoch, 0);
-	/* release: all that we did in the window comes before */
-	virt_store_release(&s->own->epoch, 0);
-	ivpci_link_ring(link);
-	memunmap_pages(&s->pgmap);
-	ivpci_dmbs_exit(&s->dmbs);
-	vfree(s);
-	ivpci_unclaim(link);
-}
+/* SMC has heard it by then: what is still in use, programs keep */
+#define IVPCI_PATIENCE	(2 * HZ)
+/* When to try again what has failed */
+#define IVPCI_RETRY	(10 * HZ)
 
 static void ivpci_bit(struct ivpci_link *link, unsigned long *map, bool on)
 {
@@ -181,14 +40,6 @@ static void ivpci_set_peer(struct ivpci_link *link,
 	spin_unlock_bh(&link->lock);
 }
 
-/* The vector that the peer shall ring. */
-static u32 ivpci_vector(const struct ivpci_link *link)
-{
-	u32 shared = link->iv->vectors - 1;
-
-	return shared ? 1 + link->index % shared : 0;
-}
-
 /* Publish a fresh epoch. Nothing of an old session uses the window any more. */
 static void ivpci_begin(struct ivpci_link *link)
 {
@@ -204,7 +55,7 @@ static void ivpci_begin(struct ivpci_link *link)
 	s->own->magic = cpu_to_le64(IVPCI_MAGIC);
 	s->own->version = cpu_to_le32(IVPCI_VERSION);
 	s->own->position = cpu_to_le32(iv->position);
-	s->own->vector = cpu_to_le32(ivpci_vector(link));
+	s->own->vector = cpu_to_le32(ivpci_vector(iv, link->index));
 	s->own->window_shift = cpu_to_le32(link->shift);
 	s->own->gid = iv->dibs->gid;
 	s->own->slots = cpu_to_le32(IVPCI_SLOTS);
@@ -218,6 +69,7 @@ static void ivpci_begin(struct ivpci_link *link)
 		epoch = get_random_u32();
 	} while (!epoch || epoch == link->epoch);
 	link->epoch = epoch;
+	link->since = jiffies;
 	/* release: who sees the epoch sees the header */
 	virt_store_release(&s->own->epoch, cpu_to_le32(epoch));
 	ivpci_bit(link, iv->attaching, true);
@@ -235,17 +87,11 @@ static const char *ivpci_check_gid(struct ivpci_link *link, const uuid_t *gid)
 	struct ivpci *iv = link->iv;
 	const char *why = NULL;
 	unsigned int i;
-	__le32 half[2];
 
 	if (!memcmp(gid->b + 8, iv->dibs->gid.b + 8, 8))
 		return "it has our GID";
-
-	if (iv->regs) {
-		half[0] = cpu_to_le32(ivpci_link_reg(link, IVSMC_LINK_GID));
-		half[1] = cpu_to_le32(ivpci_link_reg(link, IVSMC_LINK_GID + 4));
-		if (memcmp(gid, half, sizeof(half)))
-			return "its GID is not that of its device";
-	}
+	if (iv->regs && !ivpci_gid_bound(gid, link->peer_device))
+		return "its GID is not that of its device";
 
 	for (i = 0; i < iv->nlinks && !why; i++) {
 		struct ivpci_link *other = &iv->links[i];
@@ -295,8 +141,8 @@ static void ivpci_announce(struct ivpci_link *link, const char *state)
 	snprintf(what, sizeof(what), "IVPCI_LINK_STATE=%s", state);
 	snprintf(peer, sizeof(peer), "IVPCI_PEER=%pUb", &link->peer.gid);
 	kobject_uevent_env(&dev->kobj, KOBJ_CHANGE, env);
-	dev_info(dev, "link %u: %s, peer %pUb\n", link->index, state,
-		 &link->peer.gid);
+	dev_info_ratelimited(dev, "link %u: %s, peer %pUb\n", link->index,
+			     state, &link->peer.gid);
 }
 
 static void ivpci_go_up(struct ivpci_link *link)
@@ -305,14 +151,6 @@ static void ivpci_go_up(struct ivpci_link *link)
 	struct ivpci *iv = link->iv;
 	unsigned long flags;
 	bool pending = false;
-
-	spin_lock_bh(&link->lock);
-	ivpci_tx_init(&s->tx, s->own, s->peer);
-	ivpci_dmbs_reset(&s->dmbs, s->own, s->peer);
-	ivpci_remotes_init(&s->remotes, s->own, s->peer, link->shift,
-			   link->side);
-	link->up = true;
-	spin_unlock_bh(&link->lock);
 
 	spin_lock_irqsave(&iv->dibs->lock, flags);
 	ivpci_rx_init(&s->rx, s->own, s->peer);
@@ -325,6 +163,15 @@ static void ivpci_go_up(struct ivpci_link *link)
 	__clear_bit(link->index, iv->attaching);
 	__set_bit(link->index, iv->receiving);
 	spin_unlock_irqrestore(&iv->dibs->lock, flags);
+
+	spin_lock_bh(&link->lock);
+	ivpci_tx_init(&s->tx, s->own, s->peer);
+	ivpci_dmbs_begin(&s->dmbs, s->own, s->peer);
+	ivpci_remotes_init(&s->remotes, s->own, s->peer, link->shift,
+			   link->side);
+	/* last: who finds the link up registers DMBs at once */
+	link->up = true;
+	spin_unlock_bh(&link->lock);
 	if (pending)
 		ivpci_poll_kick(iv);
 
@@ -343,6 +190,14 @@ static void ivpci_tell_smc(struct ivpci_link *link)
 	ivpci_deliver(link->iv, &event);
 }
 
+static void ivpci_back_off(struct ivpci_link *link)
+{
+	link->backoff = ivpci_backoff(link->backoff, jiffies - link->since,
+				      READ_ONCE(link->faulty));
+	link->since = jiffies;
+	link->not_before = link->since + link->backoff;
+}
+
 static void ivpci_go_down(struct ivpci_link *link)
 {
 	struct ivpci *iv = link->iv;
@@ -356,27 +211,85 @@ static void ivpci_go_down(struct ivpci_link *link)
 	WRITE_ONCE(link->s->own->peer_epoch, 0);
 	ivpci_link_ring(link);
 
-	link->not_before = jiffies +
-			   (READ_ONCE(link->faulty) ? IVPCI_PENANCE : 0);
+	ivpci_back_off(link);
 	ivpci_count(iv, IVPCI_LINK_DOWNS, 1);
 	ivpci_announce(link, "down");
 	ivpci_tell_smc(link);
+	link->told = jiffies;
 }
 
-/* Has all that used the session ended? */
-static bool ivpci_let_go(struct ivpci_link *link)
+/* Our epoch goes: nothing of ours uses what is the peer's any more. */
+static void ivpci_leave(struct ivpci_link *link)
 {
-	struct ivpci_session *s = link->s;
-	bool free;
-	u64 off;
+	WRITE_ONCE(link->s->own->peer_epoch, 0);
+	/* release: all that we did in the window comes before */
+	virt_store_release(&link->s->own->epoch, 0);
+	ivpci_link_ring(link);
+}
 
-	spin_lock_bh(&link->lock);
-	free = !s->dmbs.live && !s->remotes.held;
-	spin_unlock_bh(&link->lock);
-	for (off = 0; free && off < 1ULL << link->shift;
-	     off += 1ULL << IVPCI_SHIFT_MIN)
-		free = !ivpci_folio_busy(s, off);
-	return free;
+/* Run again later at the latest. */
+static bool ivpci_later(struct ivpci_link *link, unsigned long delay)
+{
+	queue_delayed_work(link->iv->wq, &link->work, delay);
+	return false;
+}
+
+/* Is it too early to begin? Doorbells and vector 0 do not change that. */
+static bool ivpci_too_early(struct ivpci_link *link)
+{
+	unsigned long now = jiffies;
+
+	if (!time_before(now, link->not_before))
+		return false;
+	ivpci_later(link, link->not_before - now);
+	return true;
+}
+
+/*
+ * SMC was told to end what uses the link. What it has not given back after a
+ * while belongs to sockets and pipes that programs keep. None of that writes
+ * into the peer's memory, and it reads nothing but ours, so the link can begin
+ * again around it. It cannot be unmapped. The peer's GID is free: the peer may
+ * come back elsewhere.
+ */
+static bool ivpci_end(struct ivpci_link *link)
+{
+	bool stopping = ivpci_stopping(link->iv) || !link->there;
+	struct ivpci_usage use;
+
+	ivpci_link_usage(link, &use);
+	if (ivpci_used(&use) && link->peer.epoch) {
+		if (!time_before(jiffies, link->told + IVPCI_REMIND)) {
+			ivpci_tell_smc(link);
+			link->told = jiffies;
+		}
+		if (time_before(jiffies, link->since + IVPCI_PATIENCE))
+			return ivpci_later(link, IVPCI_REMIND);
+		dev_info_ratelimited(&link->iv->pdev->dev,
+				     "link %u: programs keep " IVPCI_USAGE "\n",
+				     link->index, use.dmbs + use.remotes,
+				     use.folios);
+	}
+	if (use.remotes) {
+		ivpci_set_peer(link, NULL);
+		return ivpci_later(link, IVPCI_REMIND);
+	}
+	if (!stopping) {
+		if (ivpci_too_early(link))
+			return false;
+		ivpci_begin(link);
+		link->state = IVPCI_ATTACHING;
+		return true;
+	}
+	ivpci_leave(link);
+	ivpci_set_peer(link, NULL);
+	if (ivpci_used(&use))
+		return ivpci_later(link, IVPCI_REMIND);
+	ivpci_window_close(link);
+	link->look = true;
+	link->state = IVPCI_DOWN;
+	wake_up_all(&link->iv->quiet);
+	return true;
 }
 
 /**
@@ -400,22 +313,36 @@ bool ivpci_peer_there(struct ivpci_link *link)
 /* One step of the state machine. Returns true if there may be another. */
 static bool ivpci_step(struct ivpci_link *link)
 {
-	bool leaving = READ_ONCE(link->iv->leaving);
-	unsigned long now = jiffies;
+	bool stopping = ivpci_stopping(link->iv);
+
+	/* the registers are read if the device says so, not for a doorbell */
+	if (xchg(&link->look, false))
+		link->there = ivpci_window_there(link);
 
 	switch (link->state) {
 	case IVPCI_DOWN:
-		if (leaving || !ivpci_window_there(link) || !ivpci_open(link))
+		if (stopping || !link->there || ivpci_too_early(link))
 			return false;
+		link->why = ivpci_window_open(link);
+		if (link->why) {
+			/* if it has gone meanwhile, the device will say more */
+			link->there = ivpci_window_there(link);
+			if (!link->there)
+				return false;
+			dev_err_ratelimited(&link->iv->pdev->dev, "link %u: %s\n",
+					    link->index, link->why);
+			link->not_before = jiffies + IVPCI_RETRY;
+			return ivpci_later(link, IVPCI_RETRY);
+		}
 		ivpci_begin(link);
 		link->state = IVPCI_ATTACHING;
 		return true;
 
 	case IVPCI_ATTACHING:
-		if (leaving || !ivpci_window_there(link)) {
+		if (stopping || !link->there) {
 			ivpci_bit(link, link->iv->attaching, false);
-			ivpci_close(link);
-			link->state = IVPCI_DOWN;
+			ivpci_back_off(link);
+			link->state = IVPCI_ENDING;
 			return true;
 		}
 		ivpci_accept(link);
@@ -426,38 +353,24 @@ static bool ivpci_step(struct ivpci_link *link)
 		return true;
 
 	case IVPCI_UP:
-		if (!leaving && !READ_ONCE(link->faulty) &&
-		    ivpci_peer_there(link) && ivpci_window_there(link))
+		if (!stopping && !READ_ONCE(link->faulty) &&
+		    ivpci_peer_there(link) && link->there)
 			return false;
 		ivpci_go_down(link);
 		link->state = IVPCI_ENDING;
 		return true;
 
 	case IVPCI_ENDING:
-		if (!ivpci_let_go(link)) {
-			ivpci_tell_smc(link);
-			queue_delayed_work(link->iv->wq, &link->work,
-					   IVPCI_REMIND);
-			return false;
-		}
-		if (leaving || !ivpci_window_there(link)) {
-			ivpci_close(link);
-			link->state = IVPCI_DOWN;
-			return true;
-		}
-		if (time_before(now, link->not_before)) {
-			queue_delayed_work(link->iv->wq, &link->work,
-					   link->not_before - now);
-			return false;
-		}
-		ivpci_begin(link);
-		link->state = IVPCI_ATTACHING;
-		return true;
+		return ivpci_end(link);
 	}
 	return false;
 }
 
-static void ivpci_link_work(struct work_struct *work)
+/**
+ * ivpci_link_work() - run the state machine of a link
+ * @work: the link's
+ */
+void ivpci_link_work(struct work_struct *work)
 {
 	struct ivpci_link *link = container_of(to_delayed_work(work),
 					       struct ivpci_link, work);
@@ -467,17 +380,7 @@ static void ivpci_link_work(struct work_struct *work)
 	for (steps = 0; steps < 8; steps++)
 		if (!ivpci_step(link))
 			return;
-	queue_delayed_work(link->iv->wq, &link->work, 1);
-}
-
-static void ivpci_scan(struct work_struct *work)
-{
-	struct ivpci *iv = container_of(work, struct ivpci, scan);
-	unsigned int i;
-
-	ivpci_follow(iv);
-	for (i = 0; i < iv->nlinks; i++)
-		ivpci_link_kick(&iv->links[i]);
+	ivpci_later(link, 1);
 }
 
 /**
@@ -559,80 +462,4 @@ const char *ivpci_state_name(enum ivpci_state state)
 	};
 
 	return names[state];
-}
-
-/**
- * ivpci_links_init() - allocate the links
- * @iv: the device
- *
- * Return: 0 or -ENOMEM.
- */
-int ivpci_links_init(struct ivpci *iv)
-{
-	unsigned int i;
-
-	iv->links = kvcalloc(iv->nlinks, sizeof(*iv->links), GFP_KERNEL);
-	if (!iv->links)
-		return -ENOMEM;
-	iv->wq = alloc_workqueue("ivpci-%s", WQ_UNBOUND, 0,
-				 pci_name(iv->pdev));
-	if (!iv->wq) {
-		kvfree(iv->links);
-		return -ENOMEM;
-	}
-	mutex_init(&iv->accept);
-	INIT_WORK(&iv->scan, ivpci_scan);
-	for (i = 0; i < iv->nlinks; i++) {
-		struct ivpci_link *link = &iv->links[i];
-
-		link->iv = iv;
-		link->index = i;
-		spin_lock_init(&link->lock);
-		INIT_DELAYED_WORK(&link->work, ivpci_link_work);
-	}
-	return 0;
-}
-
-/**
- * ivpci_links_start() - begin to look for peers
- * @iv: the device, with interrupts on
- */
-void ivpci_links_start(struct ivpci *iv)
-{
-	queue_work(iv->wq, &iv->scan);
-}
-
-/**
- * ivpci_links_stop() - leave all peers
- * @iv: the device; SMC does not use it any more
- */
-void ivpci_links_stop(struct ivpci *iv)
-{
-	unsigned int i;
-
-	WRITE_ONCE(iv->leaving, true);
-	cancel_work_sync(&iv->scan);
-	for (i = 0; i < iv->nlinks; i++) {
-		struct ivpci_link *link = &iv->links[i];
-
-		ivpci_link_kick(link);
-		while (flush_delayed_work(&link->work))
-			if (link->state != IVPCI_DOWN)
-				msleep(20);
-	}
-}
-
-/**
- * ivpci_links_exit() - free the links
- * @iv: the device, with interrupts off
- */
-void ivpci_links_exit(struct ivpci *iv)
-{
-	unsigned int i;
-
-	cancel_work_sync(&iv->scan);
-	for (i = 0; i < iv->nlinks; i++)
-		cancel_delayed_work_sync(&iv->links[i].work);
-	destroy_workqueue(iv->wq);
-	kvfree(iv->links);
 }

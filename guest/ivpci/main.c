@@ -4,9 +4,11 @@
  * QEMU's ivshmem-doorbell.
  */
 
+#include <linux/cc_platform.h>
 #include <linux/io.h>
 #include <linux/module.h>
 #include <linux/pci.h>
+#include <linux/pm.h>
 #include <linux/random.h>
 #include <linux/slab.h>
 #include <linux/unaligned.h>
@@ -19,6 +21,10 @@ static bool nocopy = true;
 module_param(nocopy, bool, 0444);
 MODULE_PARM_DESC(nocopy, "Let senders write to the receivers' buffers directly (default Y)");
 
+static bool ivshmem;
+module_param(ivshmem, bool, 0444);
+MODULE_PARM_DESC(ivshmem, "Also take ivshmem devices, whoever else may use them (default N)");
+
 int ivpci_side = -1;
 module_param_named(side, ivpci_side, int, 0444);
 MODULE_PARM_DESC(side, "On ivshmem: which side of the window we are, 0 or 1 (default -1: the lowest bit of IVPosition)");
@@ -26,7 +32,13 @@ MODULE_PARM_DESC(side, "On ivshmem: which side of the window we are, 0 or 1 (def
 static struct lock_class_key ivpci_dibs_lock;
 static struct workqueue_struct *ivpci_wq;
 
+/* SMC may need as long to end what uses a link */
+#define IVPCI_GRACE	(2 * HZ)
+/* The peers have heard by then that we leave, or nobody will tell them */
+#define IVPCI_FAREWELL	(5 * HZ)
+
 static void ivpci_restart(struct work_struct *work);
+static void ivpci_removal(struct work_struct *work);
 
 /* Find ivsmc's registers; iv->regs stays NULL if this is plain ivshmem. */
 static int ivpci_find_ivsmc(struct ivpci *iv)
@@ -47,8 +59,12 @@ static int ivpci_find_ivsmc(struct ivpci *iv)
 			break;
 		}
 	}
-	if (!pos)
-		return 0;
+	if (!pos) {
+		if (ivshmem)
+			return 0;
+		dev_info(&pdev->dev, "ivshmem, which ivpci takes with ivshmem=1 only\n");
+		return -ENODEV;
+	}
 
 	if (at > len - IVSMC_REG_DOORBELL_STRIDE - 4 ||
 	    readl(iv->bar0 + at + IVSMC_REG_SIGNATURE) != IVSMC_SIGNATURE ||
@@ -118,24 +134,13 @@ static int ivpci_read_plain(struct ivpci *iv)
 	return 0;
 }
 
-/*
- * A GID for this probe: SMC must not take us for who we were before. The device
- * has a part in the second half, too: virtual machines that were restored from
- * the same snapshot may get the same random numbers.
- */
+/* A GID for this probe: SMC must not take us for who we were before. */
 static void ivpci_make_gid(struct ivpci *iv, uuid_t *gid)
 {
-	int i;
-
 	do {
 		get_random_bytes(gid, sizeof(*gid));
 		if (iv->regs)
-			memset(gid, 0, 8);
-		for (i = 0; i < ARRAY_SIZE(iv->device_gid); i++)
-			put_unaligned_le32(get_unaligned_le32(gid->b + 4 * i) ^
-					   iv->device_gid[i], gid->b + 4 * i);
-		if (!memchr_inv(gid->b, 0, 8))
-			gid->b[0] = 1;
+			ivpci_gid_bind(gid, iv->device_gid);
 	} while (!ivpci_gid_valid(gid));
 }
 
@@ -179,8 +184,11 @@ static void ivpci_put(struct ivpci *iv)
 
 static void ivpci_irqs_free(struct ivpci *iv, unsigned int requested)
 {
-	while (requested)
-		free_irq(pci_irq_vector(iv->pdev, --requested), iv);
+	while (requested) {
+		requested--;
+		free_irq(pci_irq_vector(iv->pdev, requested),
+			 &iv->irq[requested]);
+	}
 	pci_free_irq_vectors(iv->pdev);
 }
 
@@ -205,16 +213,19 @@ static int ivpci_irqs_on(struct ivpci *iv)
 	if (ret < 0)
 		return dev_err_probe(&iv->pdev->dev, ret, "no MSI-X\n");
 
-	iv->vectors = ret; /* the first interrupt may start links already */
+	iv->vectors = ret;
+	for (i = 0; i < iv->vectors; i++)
+		iv->irq[i].iv = iv;
+	for (i = 0; i < iv->nlinks; i++)
+		__set_bit(i, iv->irq[ivpci_vector(iv, i)].links);
 	for (i = 0; i < iv->vectors; i++) {
 		ret = request_irq(pci_irq_vector(iv->pdev, i),
 				  iv->regs && !i ? ivpci_irq_change :
 						   ivpci_irq_doorbell,
 				  0, i ? IVPCI_NAME "-doorbell" : IVPCI_NAME,
-				  iv);
+				  &iv->irq[i]);
 		if (ret) {
 			ivpci_irqs_free(iv, i);
-			ivpci_links_stop(iv);
 			return ret;
 		}
 	}
@@ -227,11 +238,17 @@ static int ivpci_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	struct ivpci *iv;
 	int ret;
 
+	if (cc_platform_has(CC_ATTR_GUEST_MEM_ENCRYPT))
+		return dev_err_probe(&pdev->dev, -EOPNOTSUPP,
+				     "this guest's memory is encrypted: what passes through a window would be readable for the host\n");
+
 	iv = vzalloc(sizeof(*iv));
 	if (!iv)
 		return -ENOMEM;
 	iv->pdev = pdev;
 	INIT_WORK(&iv->restart, ivpci_restart);
+	INIT_WORK(&iv->removal, ivpci_removal);
+	init_completion(&iv->removed);
 	refcount_set(&iv->ref, 1);
 	ida_init(&iv->idx);
 	pci_set_drvdata(pdev, iv);
@@ -281,26 +298,27 @@ static int ivpci_probe(struct pci_dev *pdev, const struct pci_device_id *id)
 	ret = ivpci_poll_start(iv);
 	if (ret)
 		goto err_links;
+	/* before the interrupts: it may be what initialises dibs->lock */
+	ret = dibs_dev_add(dibs);
+	if (ret)
+		goto err_poll;
 	pci_set_master(pdev); /* MSI-X */
 	ret = ivpci_irqs_on(iv);
 	if (ret)
-		goto err_poll;
-	ret = dibs_dev_add(dibs);
-	if (ret)
-		goto err_irqs;
+		goto err_added;
 	ivpci_debugfs_add(iv);
-	ivpci_links_start(iv);
+	ivpci_links_scan(iv);
 	dev_info(&pdev->dev, "%s, %u link%s, GID %pUb, %s\n",
 		 iv->regs ? "ivsmc" : "ivshmem", iv->nlinks,
 		 iv->nlinks == 1 ? "" : "s", &dibs->gid,
 		 nocopy ? "no-copy" : "copying");
 	return 0;
 
-err_irqs:
-	ivpci_links_stop(iv); /* an interrupt may have started them */
-	ivpci_irqs_off(iv);
-err_poll:
+err_added:
 	pci_clear_master(pdev);
+	dibs_dev_del(dibs);
+	ivpci_links_stop(iv); /* an interrupt may have started them */
+err_poll:
 	ivpci_poll_stop(iv);
 err_links:
 	ivpci_links_exit(iv);
@@ -319,15 +337,27 @@ err_iv:
 	return ret;
 }
 
+/* SMC ends all connections, then waits until programs have closed them. */
+static void ivpci_removal(struct work_struct *work)
+{
+	struct ivpci *iv = container_of(work, struct ivpci, removal);
+
+	dibs_dev_del(iv->dibs);
+	complete_all(&iv->removed);
+}
+
 static void ivpci_remove(struct pci_dev *pdev)
 {
 	struct ivpci *iv = pci_get_drvdata(pdev);
 
 	if (!iv) /* ivpci_restart() has failed */
 		return;
-	ivpci_debugfs_del(iv);
-	dibs_dev_del(iv->dibs); /* SMC has ended all connections */
+	/* peers are told while there is a link, but do not wait for programs */
+	queue_work(ivpci_wq, &iv->removal);
+	wait_for_completion_timeout(&iv->removed, IVPCI_GRACE);
 	ivpci_links_stop(iv);
+	wait_for_completion(&iv->removed);
+	ivpci_debugfs_del(iv);
 	ivpci_irqs_off(iv);
 	pci_clear_master(pdev);
 	ivpci_poll_stop(iv);
@@ -340,6 +370,49 @@ static void ivpci_remove(struct pci_dev *pdev)
 	ida_destroy(&iv->idx);
 	ivpci_put(iv);
 }
+
+/*
+ * Another kernel may follow (kexec) that knows nothing of us. SMC cannot be made
+ * to let go any more, so what it still has stays mapped.
+ */
+static void ivpci_shutdown(struct pci_dev *pdev)
+{
+	struct ivpci *iv = pci_get_drvdata(pdev);
+
+	if (!iv)
+		return;
+	WRITE_ONCE(iv->leaving, true);
+	ivpci_links_leave(iv, false, IVPCI_FAREWELL);
+}
+
+/* The links end; what programs keep of them sleeps as they do. */
+static int ivpci_suspend(struct device *dev)
+{
+	struct ivpci *iv = dev_get_drvdata(dev);
+
+	if (!iv)
+		return 0;
+	WRITE_ONCE(iv->paused, true);
+	if (ivpci_links_leave(iv, false, IVPCI_FAREWELL))
+		return 0;
+	WRITE_ONCE(iv->paused, false);
+	ivpci_links_scan(iv);
+	dev_err(dev, "cannot sleep: a program is sending over a link that has ended\n");
+	return -EBUSY;
+}
+
+static int ivpci_resume(struct device *dev)
+{
+	struct ivpci *iv = dev_get_drvdata(dev);
+
+	if (!iv)
+		return 0;
+	WRITE_ONCE(iv->paused, false);
+	ivpci_links_scan(iv);
+	return 0;
+}
+
+static DEFINE_SIMPLE_DEV_PM_OPS(ivpci_pm, ivpci_suspend, ivpci_resume);
 
 static void ivpci_restart(struct work_struct *work)
 {
@@ -373,6 +446,9 @@ static struct pci_driver ivpci_driver = {
 	.id_table = ivpci_ids,
 	.probe = ivpci_probe,
 	.remove = ivpci_remove,
+	.shutdown = ivpci_shutdown,
+	.driver.dev_groups = ivpci_groups,
+	.driver.pm = pm_sleep_ptr(&ivpci_pm),
 };
 
 static int __init ivpci_init(void)

@@ -22,6 +22,7 @@
 #include "ivpci.h"
 
 #define IVPCI_BATCH		64
+#define IVPCI_BUDGET		128	/* signals at a time, with interrupts off */
 #define IVPCI_EVENTS_PER_SEC	512
 #define IVPCI_STRAY_HITS	16
 #define IVPCI_STRAY_REST	max(HZ / 50, 1)
@@ -42,9 +43,21 @@ static unsigned int poll_us = 100;
 module_param(poll_us, uint, 0644);
 MODULE_PARM_DESC(poll_us, "Upper bound of polling after the last activity, in us; 0: never poll (default 100)");
 
+/* Where locks sleep, preemption stays on; there is no polling then. */
+static void ivpci_keep_cpu(void)
+{
+	if (!IS_ENABLED(CONFIG_PREEMPT_RT))
+		preempt_disable();
+}
+
+static void ivpci_yield_cpu(void)
+{
+	if (!IS_ENABLED(CONFIG_PREEMPT_RT))
+		preempt_enable();
+}
+
 static u64 ivpci_poll_limit(void)
 {
-	/* where locks sleep there is no polling without preemption */
 	if (IS_ENABLED(CONFIG_PREEMPT_RT))
 		return 0;
 	return READ_ONCE(poll_us) * (u64)NSEC_PER_USEC;
@@ -151,7 +164,8 @@ static unsigned int ivpci_drain_events(struct ivpci_link *link)
 	return n;
 }
 
-static unsigned int ivpci_drain_link(struct ivpci_link *link)
+static unsigned int ivpci_drain_link(struct ivpci_link *link,
+				     unsigned int budget)
 {
 	struct ivpci_session *s = link->s;
 	u32 signals[IVPCI_BATCH];
@@ -159,9 +173,9 @@ static unsigned int ivpci_drain_link(struct ivpci_link *link)
 	int got, i;
 
 	if (ivpci_rx_pending(&s->rx)) {
-		/* at most a ring's worth, however fast the peer is */
-		while (n < IVPCI_SIGNALS) {
-			got = ivpci_signal_take(&s->rx, signals, IVPCI_BATCH);
+		while (n < budget) {
+			got = ivpci_signal_take(&s->rx, signals,
+						min(budget - n, IVPCI_BATCH));
 			if (got < 0) {
 				ivpci_receiving_fault(link,
 						      "its signal ring overran");
@@ -183,21 +197,29 @@ static unsigned int ivpci_drain_link(struct ivpci_link *link)
 	return n;
 }
 
-static unsigned int ivpci_drain(struct ivpci *iv)
+/* Take what has come over some links, up to the budget; then it is another's turn. */
+static unsigned int ivpci_drain(struct ivpci *iv, const unsigned long *links)
 {
+	DECLARE_BITMAP(todo, IVPCI_LINKS);
 	unsigned int i, n = 0;
 
-	for_each_set_bit(i, iv->receiving, iv->nlinks)
-		n += ivpci_drain_link(&iv->links[i]);
+	bitmap_and(todo, iv->receiving, links, iv->nlinks);
+	for_each_set_bit_wrap(i, todo, iv->nlinks, iv->turn) {
+		n += ivpci_drain_link(&iv->links[i], IVPCI_BUDGET - n);
+		if (n >= IVPCI_BUDGET) {
+			iv->turn = (i + 1) % iv->nlinks;
+			break;
+		}
+	}
 	iv->activity += n;
 	return n;
 }
 
 /*
- * Have all peers ring. Returns false if a peer posts faster than we can take:
- * then the doorbells stay off, and the thread has to look after it.
+ * Have peers ring. Returns false if one posts faster than we can take: then the
+ * doorbells stay off, and somebody has to look after it.
  */
-static bool ivpci_arm(struct ivpci *iv)
+static bool ivpci_arm(struct ivpci *iv, const unsigned long *links)
 {
 	bool pending;
 	int tries;
@@ -205,11 +227,11 @@ static bool ivpci_arm(struct ivpci *iv)
 
 	for (tries = 0; tries < 4; tries++) {
 		pending = false;
-		for_each_set_bit(i, iv->receiving, iv->nlinks)
+		for_each_and_bit(i, iv->receiving, links, iv->nlinks)
 			pending |= ivpci_rx_arm(&iv->links[i].s->rx);
 		if (!pending)
 			return true;
-		ivpci_drain(iv);
+		ivpci_drain(iv, links);
 	}
 	return false;
 }
@@ -241,27 +263,40 @@ static void ivpci_guard_rings(struct ivpci *iv)
 		return;
 	iv->guarded = true;
 	hrtimer_start_range_ns(&iv->guard, ns_to_ktime(limit), limit,
-			       HRTIMER_MODE_REL);
+			       HRTIMER_MODE_REL_SOFT);
+}
+
+/*
+ * Arming has failed. It is the thread's turn, and if that gets no CPU it is the
+ * timer's.
+ */
+static void ivpci_hand_over(struct ivpci *iv)
+{
+	iv->polling = true;
+	iv->away_since = local_clock();
+	ivpci_disarm(iv);
+	ivpci_guard_rings(iv);
 }
 
 /**
  * ivpci_irq_doorbell() - a peer has rung
  * @irq: not used
- * @data: the device
+ * @data: the vector
  *
  * Return: IRQ_HANDLED.
  */
 irqreturn_t ivpci_irq_doorbell(int irq, void *data)
 {
-	struct ivpci *iv = data;
+	struct ivpci_irq *vector = data;
+	struct ivpci *iv = vector->iv;
 	bool kick = false;
 	unsigned int i, n;
 
 	ivpci_count(iv, IVPCI_INTERRUPTS, 1);
 	spin_lock(&iv->dibs->lock);
-	for_each_set_bit(i, iv->attaching, iv->nlinks)
+	for_each_and_bit(i, iv->attaching, vector->links, iv->nlinks)
 		ivpci_link_kick(&iv->links[i]);
-	n = ivpci_drain(iv);
+	n = ivpci_drain(iv, vector->links);
 	if (!iv->polling && iv->away_since && n && ivpci_poll_limit()) {
 		/* there may be more before the thread has its turn */
 		iv->polling = true;
@@ -270,7 +305,9 @@ irqreturn_t ivpci_irq_doorbell(int irq, void *data)
 	} else if (!iv->polling) {
 		u64 now = local_clock();
 
-		kick = !ivpci_arm(iv);
+		kick = !ivpci_arm(iv, vector->links);
+		if (kick)
+			ivpci_hand_over(iv);
 		/* would polling have found it? */
 		if (iv->asleep_since)
 			ivpci_poll_adapt(iv, n && now - iv->asleep_since <
@@ -286,17 +323,17 @@ irqreturn_t ivpci_irq_doorbell(int irq, void *data)
 }
 
 /**
- * ivpci_irq_change() - a link has changed; perhaps a peer has rung as well
+ * ivpci_irq_change() - a link has changed, or so it seems
  * @irq: not used
- * @data: the device
+ * @data: the vector
  *
  * Return: IRQ_HANDLED.
  */
 irqreturn_t ivpci_irq_change(int irq, void *data)
 {
-	struct ivpci *iv = data;
+	struct ivpci_irq *vector = data;
 
-	queue_work(iv->wq, &iv->scan);
+	ivpci_links_scan(vector->iv);
 	return ivpci_irq_doorbell(irq, data);
 }
 
@@ -321,10 +358,11 @@ static void ivpci_end_polling(struct ivpci *iv)
 	/* what is drained here is handled when bottom halves are on again */
 	local_bh_disable();
 	spin_lock_irq(&iv->dibs->lock);
-	if (ivpci_arm(iv)) {
+	if (ivpci_arm(iv, iv->receiving)) {
 		iv->polling = false;
 		iv->asleep_since = local_clock();
 	} else {
+		ivpci_hand_over(iv);
 		WRITE_ONCE(iv->handover, true);
 	}
 	spin_unlock_irq(&iv->dibs->lock);
@@ -353,9 +391,9 @@ static enum hrtimer_restart ivpci_guard(struct hrtimer *guard)
 	if (iv->away_since) {
 		left = iv->away_since + limit - local_clock();
 		if (left <= 0) {
-			if (ivpci_drain(iv) && limit)
+			if (ivpci_drain(iv, iv->receiving) && limit)
 				left = limit;
-			else if (ivpci_arm(iv))
+			else if (ivpci_arm(iv, iv->receiving))
 				iv->polling = false;
 			else
 				left = max(limit, NSEC_PER_MSEC);
@@ -383,13 +421,13 @@ static void ivpci_give_way(struct ivpci *iv, struct ivpci_stray *move)
 	iv->away_since = local_clock();
 	ivpci_guard_rings(iv);
 	spin_unlock_irq(&iv->dibs->lock);
-	preempt_enable();
+	ivpci_yield_cpu();
 	if (move) {
 		set_cpus_allowed_ptr(current, cpumask_of(move->cpu));
 		move->moved = jiffies;
 	}
 	schedule();
-	preempt_disable();
+	ivpci_keep_cpu();
 	ivpci_begin_polling(iv);
 }
 
@@ -399,7 +437,7 @@ static bool ivpci_poll_once(struct ivpci *iv)
 
 	local_bh_disable();
 	spin_lock_irq(&iv->dibs->lock);
-	n = ivpci_drain(iv);
+	n = ivpci_drain(iv, iv->receiving);
 	spin_unlock_irq(&iv->dibs->lock);
 	local_bh_enable(); /* runs SMC's tasklets */
 	ivpci_count(iv, IVPCI_POLLS, 1);
@@ -433,7 +471,7 @@ static void ivpci_poll_session(struct ivpci *iv, struct ivpci_stray *stray)
 	u64 activity = 0, idle = 0, hits = 0, now, last;
 	bool move = false;
 
-	preempt_disable();
+	ivpci_keep_cpu();
 	ivpci_begin_polling(iv);
 	last = local_clock();
 	while (!kthread_should_stop()) {
@@ -462,7 +500,7 @@ static void ivpci_poll_session(struct ivpci *iv, struct ivpci_stray *stray)
 	ivpci_count(iv, IVPCI_POLL_HITS, hits);
 	ivpci_poll_adapt(iv, hits);
 	ivpci_end_polling(iv);
-	preempt_enable();
+	ivpci_yield_cpu();
 }
 
 static int ivpci_poller(void *data)
@@ -505,8 +543,9 @@ int ivpci_poll_start(struct ivpci *iv)
 	if (IS_ERR(task))
 		return PTR_ERR(task);
 	sched_setattr_nocheck(task, &attr);
+	/* soft: it may have much to do */
 	hrtimer_setup(&iv->guard, ivpci_guard, CLOCK_MONOTONIC,
-		      HRTIMER_MODE_REL);
+		      HRTIMER_MODE_REL_SOFT);
 	iv->poller = task;
 	wake_up_process(task);
 	return 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Headers, signal rings and event rings of a window.
+ * Signal rings and event rings of a window.
  *
  * Whatever the peer wrote is read once and checked here; what we wrote is
  * never read back, as the peer can write to all of the window.
@@ -13,64 +13,6 @@
 #include <linux/string.h>
 
 #include "ring.h"
-
-/**
- * ivpci_gid_valid() - can SMC-D tell this GID from others?
- * @gid: the GID
- *
- * SMC identifies an emulated device by the second half alone and takes a first
- * half of zero for "all of them".
- *
- * Return: true if neither half is zero.
- */
-bool ivpci_gid_valid(const uuid_t *gid)
-{
-	return memchr_inv(gid->b, 0, 8) && memchr_inv(gid->b + 8, 0, 8);
-}
-
-/**
- * ivpci_read_header() - read and check the peer's header
- * @peer: the peer's control area
- * @shift: log2 of the window's size
- * @hdr: takes what was read
- *
- * Return: NULL if the peer is attached and its header is good, else the reason
- * why not. @hdr is only valid in the first case.
- */
-const char *ivpci_read_header(const struct ivpci_ctrl *peer, u32 shift,
-			      struct ivpci_header *hdr)
-{
-	/* acquire: the header is the epoch's */
-	hdr->epoch = le32_to_cpu(virt_load_acquire(&peer->epoch));
-	if (!hdr->epoch)
-		return "not attached";
-	if (le64_to_cpu(READ_ONCE(peer->magic)) != IVPCI_MAGIC)
-		return "no window header";
-	if (le32_to_cpu(READ_ONCE(peer->version)) != IVPCI_VERSION)
-		return "unknown version";
-	if (le32_to_cpu(READ_ONCE(peer->window_shift)) != shift)
-		return "different window size";
-	if (le32_to_cpu(READ_ONCE(peer->slots)) != IVPCI_SLOTS)
-		return "different number of DMB slots";
-
-	hdr->position = le32_to_cpu(READ_ONCE(peer->position));
-	hdr->vector = le32_to_cpu(READ_ONCE(peer->vector));
-	if (hdr->vector >= IVPCI_VECTORS)
-		return "vector out of range";
-	hdr->tag = le32_to_cpu(READ_ONCE(peer->tag));
-	if (hdr->tag >= IVPCI_LINKS)
-		return "tag out of range";
-	memcpy(&hdr->gid, &peer->gid, sizeof(hdr->gid));
-	/* No second look at the peer's memory after the check */
-	barrier();
-	if (!ivpci_gid_valid(&hdr->gid))
-		return "half of the GID is zero";
-
-	virt_rmb(); /* the header was whole if epoch is still the same */
-	if (le32_to_cpu(READ_ONCE(peer->epoch)) != hdr->epoch)
-		return "attaching";
-	return NULL;
-}
 
 /**
  * ivpci_tx_init() - begin to produce

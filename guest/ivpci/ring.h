@@ -1,25 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* Headers, signal rings and event rings of a window. No device, no locks. */
+/* Signal rings and event rings of a window. No device, no locks. */
 #ifndef _IVPCI_RING_H
 #define _IVPCI_RING_H
 
 #include "window.h"
-
-/**
- * struct ivpci_header - the peer's header, read once and checked
- * @epoch: its epoch, not zero
- * @position: its IVPosition
- * @vector: which vector to ring
- * @tag: what it wants in the tokens of DMBs that it is to use
- * @gid: its GID
- */
-struct ivpci_header {
-	u32 epoch;
-	u32 position;
-	u32 vector;
-	u32 tag;
-	uuid_t gid;
-};
 
 /**
  * struct ivpci_tx - the producer of our rings
@@ -64,10 +48,6 @@ enum ivpci_posted {
 	IVPCI_POSTED,
 	IVPCI_RING,
 };
-
-bool ivpci_gid_valid(const uuid_t *gid);
-const char *ivpci_read_header(const struct ivpci_ctrl *peer, u32 shift,
-			      struct ivpci_header *hdr);
 
 void ivpci_tx_init(struct ivpci_tx *tx, struct ivpci_ctrl *own,
 		   const struct ivpci_ctrl *peer);

@@ -446,7 +446,11 @@ impl Running {
             Mode::Copy => 0,
             Mode::Off => return Ok(()),
         };
-        self.shell(&format!("insmod /lib/modules/ivpci.ko nocopy={nocopy}"))?;
+        // with the other parameters that it has at boot
+        self.shell(&format!(
+            "insmod /lib/modules/ivpci.ko nocopy={nocopy} \
+             $(tr ' ' '\\n' </proc/cmdline | sed -n 's/^ivpci\\.//p')"
+        ))?;
         Ok(())
     }
 

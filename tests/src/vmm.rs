@@ -289,6 +289,10 @@ fn command_line(lab: &Lab, guest: &Guest) -> String {
         network::PREFIX,
         guest.mode_at_boot()
     );
+    if lab.vmm == VmmKind::Qemu && guest.device().is_some() {
+        // ivpci takes no ivshmem device unless it is told to.
+        line += " ivpci.ivshmem=1";
+    }
     if !guest.kept_peers().is_empty() {
         let peers: Vec<String> = guest.kept_peers().iter().map(ToString::to_string).collect();
         line += &format!(" ivsmc.peers={}", peers.join(","));

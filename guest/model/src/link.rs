@@ -108,8 +108,12 @@ impl Machine {
         let iv = &self.iv;
         let mut pending = false;
 
+        if !present(Step::GoUpLast) {
+            iv.up.set();
+        }
         let mut link = iv.lock.lock().unwrap();
         link.rx = ivpci_rx_init(&iv.own, &iv.peer);
+        link.registered = !iv.choices.registers;
         if link.polling {
             reached("goes up while polling");
             ivpci_rx_disarm(&link.rx);
@@ -119,6 +123,9 @@ impl Machine {
         link.attaching = false;
         link.receiving = true;
         drop(link);
+        if present(Step::GoUpLast) {
+            iv.up.set();
+        }
         if pending {
             reached("a signal is there when the link goes up");
             if present(Step::GoUpPending) {

@@ -28,6 +28,8 @@ pub struct Choices {
     pub give_way: Option<u32>,
     /// Having given way, the thread never gets the CPU again.
     pub starves: bool,
+    /// SMC registers its DMBs when the link is up. If not, it has them before.
+    pub registers: bool,
 }
 
 /// SMC. It looks into a DMB as soon as it is told that there are news.
@@ -80,6 +82,8 @@ pub struct Receiving {
     /// The timer runs.
     guarded: bool,
     activity: usize,
+    /// SMC has registered its DMBs: `s->slot_idx`.
+    pub registered: bool,
     smc: Smc,
 }
 
@@ -105,12 +109,15 @@ pub struct Ivpci {
     pub doorbell: Event,
     /// A thread that starved gets the CPU.
     pub cpu: Event,
+    /// The link can be used: `link->up`.
+    pub up: Event,
     /// SMC knows all that it is to know.
     pub done: Event,
     known: Mark,
     /// All threads shall end.
     pub stop: Mark,
-    choices: Choices,
+    /// What time and chance are to do.
+    pub choices: Choices,
 }
 
 impl Ivpci {
@@ -125,6 +132,7 @@ impl Ivpci {
                 away: false,
                 guarded: false,
                 activity: 0,
+                registered: !choices.registers,
                 smc,
             }),
             own: own.clone(),
@@ -136,6 +144,7 @@ impl Ivpci {
             guard: Event::default(),
             doorbell: Event::default(),
             cpu: Event::default(),
+            up: Event::default(),
             done: Event::default(),
             known: Mark::default(),
             stop: Mark::default(),
@@ -186,8 +195,12 @@ fn ivpci_drain_link(iv: &Ivpci, link: &mut Receiving) -> usize {
             if got.is_empty() {
                 break;
             }
-            for &signal in &got {
-                link.smc.handle_irq(signal as usize);
+            if !link.registered {
+                reached("a signal of no DMB");
+            } else {
+                for &signal in &got {
+                    link.smc.handle_irq(signal as usize);
+                }
             }
             n += got.len();
         }
@@ -243,6 +256,18 @@ fn ivpci_guard_rings(iv: &Ivpci, link: &mut Receiving) {
     }
 }
 
+/// Arming has failed.
+fn ivpci_hand_over(iv: &Ivpci, link: &mut Receiving) {
+    link.polling = true;
+    link.away = true;
+    if link.receiving {
+        ivpci_rx_disarm(&link.rx);
+    }
+    if present(Step::HandOverGuard) {
+        ivpci_guard_rings(iv, link);
+    }
+}
+
 /// `ivpci_irq_doorbell()`
 pub fn ivpci_irq_doorbell(iv: &Ivpci) {
     let mut kick = false;
@@ -266,7 +291,11 @@ pub fn ivpci_irq_doorbell(iv: &Ivpci) {
     } else {
         reached("interrupt while asleep");
         if present(Step::IrqArm) {
-            kick = !ivpci_arm(iv, &mut link) && present(Step::IrqKick);
+            kick = !ivpci_arm(iv, &mut link);
+            if kick {
+                ivpci_hand_over(iv, &mut link);
+            }
+            kick &= present(Step::IrqKick);
         }
         if iv.choices.poll_ns > 0 {
             kick = true;
@@ -291,9 +320,12 @@ fn ivpci_end_polling(iv: &Ivpci) {
     let mut link = iv.lock.lock().unwrap();
     if !present(Step::EndArm) || ivpci_arm(iv, &mut link) {
         link.polling = false;
-    } else if present(Step::EndHandover) {
-        reached("polling goes on");
-        iv.handover.set_quietly();
+    } else {
+        ivpci_hand_over(iv, &mut link);
+        if present(Step::EndHandover) {
+            reached("polling goes on");
+            iv.handover.set_quietly();
+        }
     }
 }
 

@@ -258,3 +258,10 @@ pub fn ivpci_rx_arm(rx: &Rx) -> bool {
 pub fn ivpci_rx_disarm(rx: &Rx) {
     write_once(&rx.own.signal_wake, rx.cons.wrapping_sub(1));
 }
+
+/// `ivpci_copy()` of words that SMC has beside each other, such as a cursor and flags.
+pub fn ivpci_copy(dst: &[AtomicU32], src: &[u32]) {
+    for (word, &value) in dst.iter().zip(src) {
+        virt_store_release(word, value, Step::CopyRelease);
+    }
+}

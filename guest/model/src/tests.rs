@@ -11,10 +11,10 @@ use crate::kernel::{read_once, write_once};
 use crate::link::{Machine, State};
 use crate::poll::{Choices, Handover, Ivpci, Smc, ivpci_guard, ivpci_irq_doorbell, ivpci_poller};
 use crate::ring::{
-    Ctrl, Posted, Refused, Rx, Tx, ivpci_event_post, ivpci_event_take, ivpci_rx_init,
+    Ctrl, Posted, Refused, Rx, Tx, ivpci_copy, ivpci_event_post, ivpci_event_take, ivpci_rx_init,
     ivpci_signal_post, ivpci_signal_take, ivpci_tx_init,
 };
-use crate::step::Step;
+use crate::step::{Step, present};
 
 /// A producer and a consumer on rings of so many entries.
 fn rings(signals: usize, events: usize, slots: usize) -> (Tx, Rx) {
@@ -269,6 +269,7 @@ const ASLEEP: Wake = Wake {
         poll_ns: 0,
         give_way: None,
         starves: false,
+        registers: false,
     },
 };
 
@@ -512,6 +513,7 @@ fn attach(up: bool) {
         poll_ns: 0,
         give_way: None,
         starves: false,
+        registers: false,
     };
     let dmbs: Arc<Vec<_>> = Arc::new(vec![AtomicU32::new(0)]);
     let sender = Ivpci::new(
@@ -615,5 +617,141 @@ fn links_attach_again() {
     .check(
         &["rung", "the peer has left"],
         &[Step::ThereAcquire, Step::ThereOrder, Step::DrainEpoch],
+    );
+}
+
+/// SMC registers a DMB as soon as the link is up, while it is still going up, and the peer signals it at once.
+#[test]
+fn a_dmb_registered_while_the_link_comes_up_is_not_deaf() {
+    Scenario {
+        name: "register while going up",
+        bound: Bound::Preemptions(2),
+        run: || {
+            let a = Arc::new(Ctrl::new(1, 2, 1, 1));
+            let b = Arc::new(Ctrl::new(2, 1, 1, 1));
+            let dmbs: Arc<Vec<_>> = Arc::new(vec![AtomicU32::new(0)]);
+            let choices = Choices {
+                registers: true,
+                ..ASLEEP.choices
+            };
+            let sender = Ivpci::new(
+                &a,
+                &b,
+                Smc::new(dmbs.clone(), vec![], vec![(0, 0)]),
+                choices,
+            );
+            let iv = Ivpci::new(&b, &a, Smc::new(dmbs.clone(), vec![1], vec![]), choices);
+            iv.epoch.set(2);
+            iv.lock.lock().unwrap().receiving = false;
+
+            let mut machine = Machine {
+                iv: iv.clone(),
+                rings: |a| &a.work,
+                other: sender.clone(),
+                state: State::Attaching,
+                faulty: false,
+            };
+            let threads = vec![
+                iv.each(|iv| &iv.doorbell, ivpci_irq_doorbell),
+                iv.each(|iv| &iv.handover, ivpci_poller),
+                thread::spawn(move || machine.ivpci_link_work()),
+            ];
+            // ivpci_register_dmb(), and the peer that is given the token
+            iv.up.wait();
+            iv.lock.lock().unwrap().registered = true;
+            let mut tx = ivpci_tx_init(&a, &b, 1);
+            write_once(&dmbs[0], 1);
+            if ivpci_signal_post(&mut tx, 0, 0).expect("room") == Posted::Ring {
+                reached("rung");
+                iv.doorbell.set();
+            }
+            iv.finish(threads);
+        },
+    }
+    .check(&["rung"], &[Step::GoUpLast]);
+}
+
+/// A message is a producer's cursor and flags: who sees the flag that all was sent sees how much that is, and the data.
+#[test]
+fn flags_are_no_newer_than_cursors_and_data() {
+    Scenario {
+        name: "a message's order",
+        bound: Bound::None,
+        run: || {
+            let message: Arc<Vec<_>> = Arc::new((0..2).map(|_| AtomicU32::new(0)).collect());
+            let data = Arc::new(AtomicU32::new(0));
+            let (seen, news) = (message.clone(), data.clone());
+            let receiver = thread::spawn(move || {
+                // the order that a receiver has to keep is SMC's matter
+                let flags = seen[1].load(Ordering::Acquire);
+                let cursor = seen[0].load(Ordering::Acquire);
+                (flags, cursor, read_once(&news))
+            });
+            // SMC stores to a DMB that is attached itself
+            write_once(&data, 1);
+            ivpci_copy(&message, &[1, 1]);
+            let (flags, cursor, data) = receiver.join().unwrap();
+            if flags == 1 {
+                reached("the flag is there");
+                assert_eq!((cursor, data), (1, 1), "cut short");
+            }
+        },
+    }
+    .check(&["the flag is there"], &[Step::CopyRelease]);
+}
+
+/// A consumer's cursor says that its part of a buffer was read.
+#[test]
+fn what_a_cursor_gives_back_was_read() {
+    Scenario {
+        name: "a cursor's order",
+        bound: Bound::None,
+        run: || {
+            let cursor: Arc<Vec<_>> = Arc::new(vec![AtomicU32::new(0)]);
+            let data = Arc::new(AtomicU32::new(1));
+            let (seen, buffer) = (cursor.clone(), data.clone());
+            let producer = thread::spawn(move || {
+                if seen[0].load(Ordering::Acquire) == 1 {
+                    reached("used again");
+                    write_once(&buffer, 2);
+                }
+            });
+            // loom has no load that takes effect late: without the step the two change places
+            let mut read = 0;
+            if present(Step::CopyRelease) {
+                read = read_once(&data);
+            }
+            ivpci_copy(&cursor, &[1]);
+            if !present(Step::CopyRelease) {
+                read = read_once(&data);
+            }
+            producer.join().unwrap();
+            assert_eq!(read, 1, "read after it was given back");
+        },
+    }
+    .check(&["used again"], &[Step::CopyRelease]);
+}
+
+/// The handler cannot arm, and the thread that it hands over to never gets the CPU: the timer has to be enough.
+#[test]
+fn a_handover_to_a_starving_thread_is_taken_by_the_timer() {
+    Scenario {
+        name: "handover to nobody",
+        bound: Bound::Preemptions(3),
+        run: || {
+            wake(&Wake {
+                posts: &[0, 1, 0],
+                poller: (false, true),
+                choices: Choices {
+                    tries: 1,
+                    ..ASLEEP.choices
+                },
+                ..ASLEEP
+            });
+        },
+    }
+    .check(
+        &["rung", "not rung", "arming failed", "guard expires"],
+        &[Step::HandOverGuard],
     );
 }

@@ -15,6 +15,7 @@ pub mod connections;
 pub mod devices;
 mod generic;
 pub mod netlink;
+pub mod pci;
 pub mod reason;
 pub mod run;
 pub mod socket;

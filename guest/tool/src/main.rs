@@ -134,6 +134,19 @@ fn print_status(status: &Status) {
     if status.devices.is_empty() {
         println!("  none: is ivpci loaded, and does the VM have --ivsmc?");
     }
+    for device in &status.pci {
+        let address = &device.address;
+        match device.driver.as_deref() {
+            None => {
+                println!("  {address}: no driver has taken it; dmesg | grep {address} says why")
+            }
+            Some("ivpci") => {}
+            Some(other) => println!("  {address}: the driver {other} has it"),
+        }
+        for link in &device.links {
+            println!("  {address}: link {link}");
+        }
+    }
     let ueids = match status.ueids.as_slice() {
         [] => {
             "none; connections to other systems will fall back (ivsmc-guest ueid add NAME)".into()

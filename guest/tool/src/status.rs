@@ -3,6 +3,7 @@
 
 use crate::connections::{self, Connection};
 use crate::devices::{self, Device};
+use crate::pci::{self, PciDevice};
 use crate::statistics::Statistics;
 use crate::ueid;
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,9 @@ use serde::{Deserialize, Serialize};
 pub struct Status {
     /// The SMC-D devices.
     pub devices: Vec<Device>,
+    /// The PCI devices that are, or could be, such.
+    #[serde(default)]
+    pub pci: Vec<PciDevice>,
     /// The user EIDs.
     pub ueids: Vec<String>,
     /// The SMC sockets.
@@ -25,6 +29,7 @@ impl Status {
     pub fn now() -> Result<Self, ueid::Error> {
         Ok(Status {
             devices: devices::list()?,
+            pci: pci::list().unwrap_or_default(),
             ueids: ueid::list()?,
             connections: connections::list()?,
             statistics: Statistics::now()?,

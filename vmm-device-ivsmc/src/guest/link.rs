@@ -275,7 +275,9 @@ impl LinkTable {
         })
     }
 
-    /// Reserves a place for a link to `gid`: the one it had last if that is free.
+    /// Reserves a place for a link to `gid`: the one it had last if that is free. A guest may take as long as it likes
+    /// to let go of a window, so one that is lost does not keep the peer away. Two do: a peer that comes and goes
+    /// would get all the places.
     ///
     /// # Errors
     /// What to tell the peer if it can have none.
@@ -284,7 +286,8 @@ impl LinkTable {
             return Err(Bye::Duplicate);
         }
         let is_lost = |link: &&Link| link.state() == LinkState::Lost;
-        if self.links.iter().filter(is_lost).any(|link| link.had(gid)) {
+        let its_lost = self.links.iter().filter(is_lost);
+        if its_lost.filter(|link| link.had(gid)).count() > 1 {
             return Err(Bye::Busy);
         }
         let is_free = |link: &Link| link.life == Life::Down;
@@ -522,12 +525,12 @@ mod tests {
         table.on(0, Input::Reap);
         table.on(1, Input::Claim(1));
         table.on(1, Input::Lose);
+        assert_eq!(table.reserve(b.gid), Ok(0));
         assert_eq!(
             table.reserve(c.gid),
             Err(Bye::Busy),
-            "its guest still has the window"
+            "its guest still has the only place"
         );
-        assert_eq!(table.reserve(b.gid), Ok(0));
         assert_eq!(
             table.reserve(a.gid),
             Err(Bye::Busy),
@@ -539,6 +542,25 @@ mod tests {
         assert_eq!(table.reserve(c.gid), Ok(1), "where it was");
         assert_eq!(table.on(1, Input::Join(c)), Action::Announce);
         assert_eq!(table.links[1].generation(), 2);
+    }
+
+    /// The guest's programs may keep a window for as long as they like.
+    #[test]
+    fn a_window_that_a_guest_keeps_does_not_keep_its_peer_away() {
+        let mut table = LinkTable::new(4);
+        let a = peer(1);
+        let lose = |table: &mut LinkTable, index| {
+            assert_eq!(table.on(index, Input::Join(a)), Action::Announce);
+            table.on(index, Input::Claim(1));
+            assert_eq!(table.on(index, Input::Lose), Action::Disconnect);
+        };
+        assert_eq!(table.reserve(a.gid), Ok(0));
+        lose(&mut table, 0);
+        assert_eq!(table.reserve(a.gid), Ok(1), "elsewhere");
+        assert_eq!(table.reserve(a.gid), Err(Bye::Duplicate));
+        lose(&mut table, 1);
+        assert_eq!(table.reserve(a.gid), Err(Bye::Busy), "enough for one peer");
+        assert_eq!(table.reserve(peer(2).gid), Ok(2), "others find room");
     }
 
     #[test]
