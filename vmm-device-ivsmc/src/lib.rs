@@ -38,29 +38,25 @@
 )]
 
 mod config;
-mod connectors;
 mod core;
 mod counters;
 mod device;
 mod event;
 mod fabric;
-mod folder;
 mod gid;
-mod handshake;
+mod guest;
 mod host;
-mod lines;
-mod link;
+mod memory;
 pub mod pci;
-mod registers;
-mod socket;
 mod state;
 #[cfg(test)]
 mod test_utils;
 #[cfg(test)]
 mod tests;
-mod window;
-mod wire;
-mod wiring;
+
+use fabric::{connectors, folder, handshake, socket, wire};
+use guest::{lines, link, registers, wiring};
+use memory::window;
 
 pub use config::{Config, ConfigError};
 pub use counters::Counters;

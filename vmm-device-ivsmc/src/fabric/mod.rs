@@ -3,6 +3,12 @@
 //! The fabric thread: it finds peers, shakes hands with them, and notices when they are gone. While links are up
 //! and nothing changes, it sleeps.
 
+pub mod connectors;
+pub mod folder;
+pub mod handshake;
+pub mod socket;
+pub mod wire;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::mem;
@@ -16,7 +22,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::connectors::{Connector, Connectors, FIRST_RETRY, LAST_RETRY, Retry};
 use crate::core::Core;
 use crate::event::Limiter;
-use crate::folder::{self, Folders};
+use crate::folder::Folders;
 use crate::handshake::{End, Handshake, Step, Terms};
 use crate::lines::Line;
 use crate::socket::{Packet, Socket, into_eventfd, own_user};
