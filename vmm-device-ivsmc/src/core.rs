@@ -13,6 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::handshake::Terms;
 use crate::lines::Line;
 use crate::link::{Action, Event as LinkEvent, Link, LinkTable, State as LinkState};
+use crate::memory::bar::BarMemory;
 use crate::pci::{BarMove, BarSpec, ConfigSpace, Identity, Msix};
 use crate::registers::{self, Registers};
 use crate::socket::{Socket, SocketFile};
@@ -59,6 +60,7 @@ pub struct Core {
     /// Wakes the fabric thread: to stop, or because links have changed under it.
     pub wake: EventFd,
     host: Arc<dyn Host>,
+    memory: Arc<BarMemory>,
     stopping: AtomicBool,
     /// The VM does not run yet: there are no links.
     held: AtomicBool,
@@ -78,6 +80,8 @@ struct State {
     config_space: ConfigSpace,
     msix: Msix,
     registers: Registers,
+    /// BAR2 in this process.
+    memory: Arc<BarMemory>,
     /// What each link has in the guest; there is something while it is up or lost.
     wirings: Vec<Option<Wiring>>,
     /// The device's own line, for vector 0.
@@ -87,9 +91,14 @@ struct State {
     closed: bool,
 }
 
+/// The size of BAR2.
+fn windows_size(config: &Config) -> u64 {
+    (u64::from(config.max_peers) * config.window_size).next_power_of_two()
+}
+
 /// The BARs of a device with this configuration.
 fn bars(config: &Config) -> [BarSpec; 3] {
-    let windows = (u64::from(config.max_peers) * config.window_size).next_power_of_two();
+    let windows = windows_size(config);
     let bar = |index, size, wide| BarSpec {
         index,
         size,
@@ -101,6 +110,18 @@ fn bars(config: &Config) -> [BarSpec; 3] {
         bar(MSIX, MSIX_SIZE, false),
         bar(WINDOWS, windows, true),
     ]
+}
+
+/// Addresses of this process for all windows that a device can have.
+fn reserve(config: &Config) -> io::Result<BarMemory> {
+    let size = windows_size(config);
+    BarMemory::reserve(size, config.window_size).map_err(|error| {
+        let text = format!(
+            "{} MiB of addresses for its windows: {error}; smaller size= or max_peers= would do with less",
+            size >> 20
+        );
+        io::Error::new(error.kind(), text)
+    })
 }
 
 fn config_space(config: &Config, msix: &Msix) -> ConfigSpace {
@@ -133,6 +154,7 @@ impl Core {
     ) -> io::Result<Self> {
         let gid = config.gid.unwrap_or_else(Gid::random);
         let msix = Msix::new(config.vectors);
+        let memory = Arc::new(reserve(&config)?);
         let mut state = State {
             config_space: config_space(&config, &msix),
             msix,
@@ -145,6 +167,7 @@ impl Core {
                 intr_mask: 0,
                 links: LinkTable::new(config.max_peers),
             },
+            memory: memory.clone(),
             wirings: (0..config.max_peers).map(|_| None).collect(),
             control: Line::new(usize::from(config.max_peers) * usize::from(config.vectors))?,
             counters: Counters::default(),
@@ -158,6 +181,7 @@ impl Core {
             gid,
             wake: EventFd::new(EFD_NONBLOCK)?,
             host,
+            memory,
             stopping: AtomicBool::new(false),
             held: AtomicBool::new(saved.is_some()),
             place: Mutex::new(Place {
@@ -193,6 +217,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Core {
     pub fn bars(&self) -> [BarSpec; 3] {
         bars(&self.config)
+    }
+
+    pub fn bar_memory(&self) -> &Arc<BarMemory> {
+        &self.memory
     }
 
     pub fn lines(&self) -> usize {
@@ -456,7 +484,7 @@ impl Core {
         &self,
         link: usize,
         peer: Terms,
-        window: Window,
+        mut window: Window,
         bells: Vec<EventFd>,
         lines: Vec<Line>,
     ) -> io::Result<u32> {
@@ -468,7 +496,6 @@ impl Core {
         let is_rival =
             |wiring: &Wiring| wiring.is_classic() && wiring.position() == Some(peer.position);
         let classic = !state.wirings.iter().flatten().any(is_rival);
-        let wiring = Wiring::new(link, peer.position, classic, window, bells, lines);
         let place = state
             .wirings
             .get_mut(link)
@@ -476,6 +503,8 @@ impl Core {
         if place.is_some() {
             return Err(io::Error::other("the place is taken"));
         }
+        state.memory.put(link, &mut window)?;
+        let wiring = Wiring::new(link, peer.position, classic, window, bells, lines);
         *place = Some(wiring);
         if let Err(error) = state.wire_up(self.host(), link) {
             state.counters.host_errors += 1;
@@ -548,10 +577,11 @@ impl State {
             .restore(&saved.links, self.registers.window_shift);
         for (index, link) in self.registers.links.iter().enumerate() {
             if let Some(peer) = link.peer() {
-                let window = Window::create(1 << peer.window_shift, false)?;
+                let mut window = Window::create(1 << peer.window_shift, false)?;
                 if let Some(pieces) = saved.windows.get(&index) {
                     window.fill(pieces)?;
                 }
+                self.memory.put(index, &mut window)?;
                 let (bells, lines) = (Vec::new(), Vec::new());
                 let wiring = Wiring::new(index, peer.position, false, window, bells, lines);
                 self.wirings[index] = Some(wiring);
@@ -701,6 +731,9 @@ impl State {
         if let Some(wiring) = self.wirings.get_mut(link).and_then(Option::take) {
             let removed = wiring.remove(host);
             self.check(removed, name, "take a link out of the guest");
+            // Also if it could not be taken out: the guest then has a gap.
+            let cleared = self.memory.clear(link);
+            self.check(cleared, name, "take a window out of this process");
         }
     }
 

@@ -11,7 +11,7 @@ use thiserror::Error;
 use crate::core::Core;
 use crate::pci::{BarMove, BarSpec};
 use crate::socket::SocketFile;
-use crate::{Config, ConfigError, Counters, DeviceState, Fabric, Host};
+use crate::{BarMemory, Config, ConfigError, Counters, DeviceState, Fabric, Host};
 
 /// Why a device cannot be made.
 #[derive(Debug, Error)]
@@ -153,6 +153,18 @@ impl Device {
     /// The device's BARs: registers (0), MSI-X (1), windows (2).
     pub fn bars(&self) -> [BarSpec; 3] {
         self.core.bars()
+    }
+
+    /// All of BAR2 in this process. Windows come and go in it, at the addresses that the guest has for them plus a constant,
+    /// and everything in between can be read and written, too. So it is what other devices of the VM can be told to
+    /// reach, where they look guest memory up in a table: from when the VMM has placed BAR2, and again when it moves.
+    /// (Without that they find nothing at an address that the guest may well give them: what a Linux guest
+    /// receives over SMC-D and splices to a socket or a disk stays where it is, in a window.) It is no memory slot: what
+    /// the guest's processors do in BAR2 where no window is has to trap.
+    ///
+    /// The memory stays where it is until the last `Arc` is gone.
+    pub fn bar_memory(&self) -> Arc<BarMemory> {
+        self.core.bar_memory().clone()
     }
 
     /// How many interrupt lines the device has (see [`Host::set_line`]).

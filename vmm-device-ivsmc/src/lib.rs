@@ -17,6 +17,7 @@
 //! | `registers` | BAR0 |
 //! | `link` | a link's life, free of I/O |
 //! | `wiring`, `lines`, `window` | what a link has in the guest: doorbells, interrupts, memory |
+//! | `memory::bar` | where all windows are in this process |
 //! | `handshake`, `wire` | the protocol between devices, free of I/O |
 //! | `fabric`, `socket` | the thread that speaks it |
 //! | `connectors`, `folder` | whom it joins and when, and which sockets are in a folder |
@@ -65,6 +66,7 @@ pub use event::{Event, EventKind};
 pub use fabric::Fabric;
 pub use gid::Gid;
 pub use host::{Host, MsiMessage};
+pub use memory::bar::BarMemory;
 pub use pci::{BarMove, BarSpec};
 pub use state::DeviceState;
 pub use window::Window;

@@ -5,6 +5,7 @@
 //! - [`pattern`]: data that a receiver can check without having seen it sent.
 //! - [`service`] and [`traffic`]: the two ends of connections that check every byte, and that they
 //!   are SMC-D as SMC's own diagnosis says on both sides.
+//! - [`splice`]: what goes through pipes, and a proxy that has all go through one.
 //! - [`windows`]: marks in the memory of windows, and a link that flaps.
 //! - [`cursors`]: a hostile guest.
 //! - [`ivshmem`]: a stock user of an ivshmem device, from userspace.
@@ -17,5 +18,6 @@ pub mod limits;
 mod mapping;
 pub mod pattern;
 pub mod service;
+pub mod splice;
 pub mod traffic;
 pub mod windows;

@@ -8,6 +8,7 @@ mod life;
 mod mesh;
 mod options;
 mod smc_defects;
+mod splice;
 mod traffic;
 
 use crate::guest::Mode;
@@ -164,6 +165,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
         trials: Vec::new(),
     };
     traffic::add(&mut suite);
+    splice::add(&mut suite);
     life::add(&mut suite);
     compatibility::add(&mut suite);
     options::add(&mut suite);

@@ -3,7 +3,6 @@
 //! What a link has in the guest: its window, its doorbells, its interrupt lines.
 
 use std::io;
-use std::mem;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -153,12 +152,6 @@ impl Wiring {
     /// Takes everything out of the guest. Returns the first error, but tries all.
     pub fn remove(mut self, host: &dyn Host) -> io::Result<()> {
         let disconnected = self.disconnect(host);
-        let unmapped = self.unmap(host);
-        if unmapped.is_err() {
-            // The guest may still reach the memory: better to leak it than to have something else of this
-            // process at its address.
-            mem::forget(self.window);
-        }
-        disconnected.and(unmapped)
+        disconnected.and(self.unmap(host))
     }
 }

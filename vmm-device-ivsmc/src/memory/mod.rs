@@ -2,4 +2,5 @@
 
 //! The memory that two guests share.
 
+pub mod bar;
 pub mod window;

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The memory of a window: a sealed memfd, mapped into this process for as long as the guest has it.
+//! The memory of a window: a sealed memfd, which is mapped at its place in BAR2 for as long as the guest has it.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::ptr::{self, NonNull};
+use std::ptr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -34,43 +35,33 @@ impl Piece {
     }
 }
 
-/// A window's memory, mapped into this process. Dropping it unmaps it.
+/// A window's memory.
 #[derive(Debug)]
 pub struct Window {
-    address: NonNull<u8>,
-    len: usize,
+    /// Where it is in this process: null as long as it has no place in BAR2.
+    address: *mut u8,
+    len: u64,
     file: File,
 }
 
-// SAFETY: the mapping belongs to the Window alone and lives exactly as long; the Window itself never looks
-// at the memory, and hands out only its address.
+// SAFETY: the Window never looks at the memory, and hands out only its address.
 unsafe impl Send for Window {}
-// SAFETY: as above; all methods only read the Window's own fields.
+// SAFETY: as above; all methods that can be called at the same time only read the Window's own fields.
 unsafe impl Sync for Window {}
 
 impl Window {
-    /// Makes a new window of zeros.
+    /// Makes a new window of zeros, which has no place yet.
     ///
     /// # Errors
     /// When the system has no memory (or, with `hugepages`, not enough free huge pages) or descriptors left.
     pub(crate) fn create(size: u64, hugepages: bool) -> io::Result<Self> {
-        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-        let huge = if hugepages {
-            libc::MFD_HUGETLB | libc::MFD_HUGE_2MB
-        } else {
-            0
-        };
-        // SAFETY: the name is a C string; the result is checked.
-        let fd = check(unsafe { libc::memfd_create(c"ivsmc-window".as_ptr(), flags | huge) })?;
-        // SAFETY: memfd_create has just made this descriptor, and nobody else knows it.
-        let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-        file.set_len(size)?;
+        let file = memfd(c"ivsmc-window", size, hugepages)?;
         // SAFETY: plain system call on a descriptor that is open.
         check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, SEALS) })?;
-        Self::map(file, size)
+        Self::new(file, size)
     }
 
-    /// Checks and maps a window that a peer made.
+    /// Checks a window that a peer made. It has no place yet.
     ///
     /// # Errors
     /// When it is not a memfd with the seals that the protocol wants and of just that size, when it is of huge
@@ -100,40 +91,40 @@ impl Window {
                 "the window is of huge pages; set hugepages=on to allow that",
             ));
         }
-        Self::map(File::from(file), size)
+        Self::new(File::from(file), size)
     }
 
-    fn map(file: File, size: u64) -> io::Result<Self> {
-        let len = usize::try_from(size).map_err(|_| invalid("the window is too large"))?;
-        // SAFETY: a new mapping at an address of the kernel's choice takes nothing from anybody. The
-        // memory is shared with others, so that no Rust reference into it is ever made. It cannot shrink.
-        let address = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+    /// A window that can be mapped: when it gets its place, and something else has to leave that, it is late to find
+    /// that there are no huge pages left, or that the peer has sealed it against writing.
+    fn new(file: File, len: u64) -> io::Result<Self> {
+        let size = usize::try_from(len).map_err(|_| invalid("the window is too large"))?;
+        // SAFETY: a new mapping at an address of the kernel's choice, of which nobody hears, takes nothing from anybody.
+        unsafe {
+            let trial = map(ptr::null_mut(), size, &file, 0)?;
+            libc::munmap(trial, size);
         }
-        let address =
-            NonNull::new(address.cast()).ok_or_else(|| invalid("the window is at address zero"))?;
-        Ok(Window { address, len, file })
+        Ok(Window {
+            address: ptr::null_mut(),
+            len,
+            file,
+        })
     }
 
-    /// Where the memory is in this process. It is shared with another VM: do not make references into it.
+    /// It has got its place.
+    pub(super) fn set_host_addr(&mut self, address: *mut u8) {
+        self.address = address;
+    }
+
+    /// Where the memory is in this process, in the device's [`BarMemory`](crate::BarMemory). It is shared with another
+    /// VM: do not make references into it.
     pub fn host_addr(&self) -> *mut u8 {
-        self.address.as_ptr()
+        self.address
     }
 
     /// Size in bytes, a power of two.
     #[allow(clippy::len_without_is_empty)] // it never is
     pub fn len(&self) -> u64 {
-        self.len as u64
+        self.len
     }
 
     /// The memory's file, a memfd.
@@ -199,11 +190,48 @@ impl Window {
     }
 }
 
-impl Drop for Window {
-    fn drop(&mut self) {
-        // SAFETY: the range is what mmap returned, and after this nobody can ask the Window for it.
-        unsafe { libc::munmap(self.address.as_ptr().cast(), self.len) };
+/// Makes a memfd of zeros.
+pub(super) fn memfd(name: &CStr, size: u64, hugepages: bool) -> io::Result<File> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    let huge = if hugepages {
+        libc::MFD_HUGETLB | libc::MFD_HUGE_2MB
+    } else {
+        0
+    };
+    // SAFETY: the name is a C string; the result is checked.
+    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), flags | huge) })?;
+    // SAFETY: memfd_create has just made this descriptor, and nobody else knows it.
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    file.set_len(size)?;
+    Ok(file)
+}
+
+/// Maps the first `len` bytes of a file that cannot shrink, to be read and written.
+///
+/// # Safety
+/// With MAP_FIXED, the caller must own the `len` bytes of addresses from `at` on.
+pub(super) unsafe fn map(
+    at: *mut libc::c_void,
+    len: usize,
+    file: &File,
+    flags: i32,
+) -> io::Result<*mut libc::c_void> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the caller's. The memory is shared with others, so that no Rust reference into it is ever made.
+    let address = unsafe {
+        libc::mmap(
+            at,
+            len,
+            access,
+            libc::MAP_SHARED | flags,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
     }
+    Ok(address)
 }
 
 fn check(result: i32) -> io::Result<i32> {
@@ -223,13 +251,18 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+    use crate::memory::bar::BarMemory;
 
     const SIZE: u64 = 2 << 20;
 
     #[test]
     fn both_ends_see_the_same_memory() {
-        let ours = Window::create(SIZE, false).unwrap();
-        let theirs = Window::accept(ours.file().try_clone().unwrap().into(), SIZE, false).unwrap();
+        let memory = BarMemory::reserve(2 * SIZE, SIZE).unwrap();
+        let mut ours = Window::create(SIZE, false).unwrap();
+        let copy = ours.file().try_clone().unwrap();
+        let mut theirs = Window::accept(copy.into(), SIZE, false).unwrap();
+        memory.put(0, &mut ours).unwrap();
+        memory.put(1, &mut theirs).unwrap();
         // SAFETY: offset 12345 is in both mappings.
         unsafe {
             assert_eq!(theirs.host_addr().add(12345).read_volatile(), 0);
