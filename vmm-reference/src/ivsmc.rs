@@ -18,12 +18,16 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupts::{Interrupts, Line};
 use crate::lock;
+use crate::memory::DeviceMemory;
 use crate::options::{self, Seccomp};
 use crate::pci::Function;
 use crate::seccomp::Thread;
 
+/// The BAR with the windows.
+const WINDOWS: usize = 2;
+
 /// KVM, as a device needs it.
-struct KvmHost {
+pub struct KvmHost {
     vm: Arc<VmFd>,
     interrupts: Arc<Interrupts>,
     /// The memory slot of link 0's window; the other links' follow.
@@ -33,6 +37,16 @@ struct KvmHost {
 }
 
 impl KvmHost {
+    /// The device's windows take as many memory slots as it can have peers, from `first_slot` on.
+    pub fn new(vm: Arc<VmFd>, interrupts: Arc<Interrupts>, first_slot: u32) -> Self {
+        KvmHost {
+            vm,
+            interrupts,
+            first_slot,
+            lines: Mutex::default(),
+        }
+    }
+
     fn set_slot(&self, link: usize, gpa: u64, window: &Window, size: u64) -> io::Result<()> {
         let region = kvm_userspace_memory_region {
             slot: self.first_slot + link as u32,
@@ -89,6 +103,8 @@ impl Host for KvmHost {
 pub struct Ivsmc {
     name: String,
     device: Arc<Device>,
+    /// What the VM's other devices reach.
+    memory: DeviceMemory,
 }
 
 /// The thread that makes a device's links. Dropping it ends the device.
@@ -98,22 +114,13 @@ pub struct FabricThread {
 }
 
 impl Ivsmc {
-    /// Makes the device and starts its thread. Its windows take as many memory slots as it can have
-    /// peers, from `first_slot` on.
+    /// Makes the device and starts its thread. `memory` is told where its BAR2 is.
     pub fn new(
-        vm: Arc<VmFd>,
-        interrupts: Arc<Interrupts>,
+        host: KvmHost,
+        memory: DeviceMemory,
         options: &options::Ivsmc,
-        first_slot: u32,
         seccomp: Seccomp,
     ) -> Result<(Self, FabricThread)> {
-        let lines = Mutex::new(HashMap::new());
-        let host = KvmHost {
-            vm,
-            interrupts,
-            first_slot,
-            lines,
-        };
         let options::Ivsmc { id, config } = options;
         let (device, fabric) = Device::new(id, config.clone(), Arc::new(host), None)?;
         let body = move || match Thread::Fabric.confine(seccomp) {
@@ -126,7 +133,12 @@ impl Ivsmc {
             thread: Some(thread.context("an ivsmc device's thread")?),
         };
         let name = format!("--ivsmc path={}", config.path.display());
-        Ok((Ivsmc { name, device }, thread))
+        let ivsmc = Ivsmc {
+            name,
+            device,
+            memory,
+        };
+        Ok((ivsmc, thread))
     }
 }
 
@@ -161,7 +173,11 @@ impl Function for Ivsmc {
     }
 
     fn move_bar(&self, bar: usize, address: u64) -> io::Result<()> {
-        self.device.move_bar(bar, address)
+        self.device.move_bar(bar, address)?;
+        if bar == WINDOWS {
+            self.memory.place(&self.device.bar_memory(), address);
+        }
+        Ok(())
     }
 
     fn keep_bar(&self, bar: usize) {

@@ -199,10 +199,10 @@ mod tests {
     fn a_window_that_does_not_fit_leaves_a_gap() {
         let memory = BarMemory::reserve(2 * PLACE, PLACE).unwrap();
         let mut large = Window::create(2 * PLACE, false).unwrap();
-        assert!(memory.put(0, &mut large).is_err());
+        memory.put(0, &mut large).unwrap_err();
         let mut window = Window::create(PLACE, false).unwrap();
-        assert!(memory.put(2, &mut window).is_err());
-        assert!(memory.put(usize::MAX, &mut window).is_err());
+        memory.put(2, &mut window).unwrap_err();
+        memory.put(usize::MAX, &mut window).unwrap_err();
         write(&memory, 0, 1);
     }
 
@@ -210,6 +210,6 @@ mod tests {
     fn the_largest_bar_takes_no_memory() {
         let memory = BarMemory::reserve(1 << 46, 1 << 40).unwrap();
         write(&memory, (1 << 46) - 1, 1);
-        assert!(BarMemory::reserve(1 << 62, 1 << 40).is_err());
+        BarMemory::reserve(1 << 62, 1 << 40).unwrap_err();
     }
 }

@@ -15,7 +15,7 @@ use virtio_bindings::virtio_config::{
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MAC;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::GuestAddressSpace;
 use vmm_device_ivsmc::pci::{BarMove, BarSpec, ConfigSpace, Identity, Msix};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -24,6 +24,7 @@ use super::vhost::Vhost;
 use super::{Backend, DATA_PATH, OFFLOADS, QUEUE_SIZE, QUEUES, Tap};
 use crate::interrupts::{Interrupts, Line};
 use crate::lock;
+use crate::memory::{DeviceMemory, MemoryUser};
 use crate::options::{self, Seccomp};
 use crate::pci::Function;
 
@@ -72,7 +73,7 @@ pub struct Net {
     name: String,
     mac: [u8; 6],
     vm: Arc<VmFd>,
-    memory: Arc<GuestMemoryMmap>,
+    memory: DeviceMemory,
     kicks: Arc<[EventFd; QUEUES]>,
     state: Mutex<State>,
 }
@@ -207,7 +208,7 @@ impl Net {
     pub fn new(
         vm: Arc<VmFd>,
         interrupts: &Arc<Interrupts>,
-        memory: Arc<GuestMemoryMmap>,
+        memory: DeviceMemory,
         tap: Arc<Tap>,
         options: &options::Net,
         seccomp: Seccomp,
@@ -318,7 +319,7 @@ impl Net {
     fn start(&self, state: &mut State) -> Result<()> {
         let features = state.transport.driver_features;
         let ready = |queue: &Queue| -> Result<Queue> {
-            if !queue.is_valid(self.memory.as_ref()) {
+            if !queue.is_valid(self.memory.memory().as_ref()) {
                 bail!("a queue is not set up as it should be");
             }
             let mut queue = Queue::try_from(queue.state())?;
@@ -350,6 +351,12 @@ impl State {
         {
             warn!("an interrupt of a network device cannot be set: {error}");
         }
+    }
+}
+
+impl MemoryUser for Net {
+    fn memory_changed(&self) -> Result<()> {
+        lock(&self.state).backend.memory_changed()
     }
 }
 
