@@ -28,7 +28,7 @@ struct Inner {
 #[derive(Default)]
 struct Parts {
     /// Each BAR2, and where it is. They are kept for as long as anybody may have a table with them.
-    bars: Vec<(Arc<BarMemory>, u64)>,
+    bars: Vec<(Arc<BarMemory>, Option<u64>)>,
     users: Vec<Weak<dyn MemoryUser>>,
 }
 
@@ -62,8 +62,8 @@ impl DeviceMemory {
         lock(&self.0.parts).users.push(user);
     }
 
-    /// A BAR2 is at `address` now. What the guest puts over other memory, devices do not reach.
-    pub fn place(&self, bar: &Arc<BarMemory>, address: u64) {
+    /// A BAR2 is at `address` now, or nowhere. What the guest puts over other memory, devices do not reach.
+    pub fn place(&self, bar: &Arc<BarMemory>, address: Option<u64>) {
         let parts = &mut *lock(&self.0.parts);
         match parts.bars.iter_mut().find(|(it, _)| Arc::ptr_eq(it, bar)) {
             Some((_, at)) => *at = address,
@@ -71,6 +71,7 @@ impl DeviceMemory {
         }
         let mut memory = self.0.ram.clone();
         for (bar, address) in &parts.bars {
+            let Some(address) = address else { continue };
             match with_bar(&memory, bar, *address) {
                 Ok(with) => memory = with,
                 Err(error) => info!("devices do not reach BAR2 at {address:#x}: {error:#}"),
@@ -80,7 +81,7 @@ impl DeviceMemory {
         parts.users.retain(|user| user.strong_count() > 0);
         for user in parts.users.iter().filter_map(Weak::upgrade) {
             if let Err(error) = user.memory_changed() {
-                warn!("a device does not reach BAR2 at {address:#x}: {error:#}");
+                warn!("a device does not hear where BAR2 is: {error:#}");
             }
         }
     }

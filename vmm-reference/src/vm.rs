@@ -23,7 +23,7 @@ use vmm_sys_util::terminal::Terminal;
 
 use crate::bus::{Bus, Exit};
 use crate::interrupts::Interrupts;
-use crate::ivsmc::{Ivsmc, KvmHost};
+use crate::ivsmc::{FabricThread, Ivsmc};
 use crate::memory::DeviceMemory;
 use crate::net::{Net, Tap};
 use crate::options::{Options, Seccomp};
@@ -89,8 +89,8 @@ pub fn run(parts: &Parts, signals: &Signals) -> Result<Exit> {
     }
     let mut fabrics = Vec::new();
     for ivsmc in &options.ivsmc {
-        let host = KvmHost::new(vm.clone(), interrupts.clone(), slot);
-        let (device, fabric) = Ivsmc::new(host, memory.clone(), ivsmc, options.seccomp)?;
+        let (vm, memory) = (vm.clone(), memory.clone());
+        let (device, fabric) = Ivsmc::new(vm, &interrupts, memory, ivsmc, slot, options.seccomp)?;
         fabrics.push(fabric);
         pci.add(Arc::new(device))?;
         slot += u32::from(ivsmc.config.max_peers);
@@ -117,6 +117,8 @@ pub fn run(parts: &Parts, signals: &Signals) -> Result<Exit> {
     for (id, vcpu) in vcpus.into_iter().enumerate() {
         processors.start(id, vcpu, bus.clone(), options.seccomp)?;
     }
+    // Not earlier: a VM that never runs joins nobody.
+    fabrics.iter().for_each(FabricThread::resume);
     let nmi = || {
         processors.tell_where_they_are();
         send_nmi(&vm);

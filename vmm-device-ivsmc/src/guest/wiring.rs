@@ -1,60 +1,104 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What a link has in the guest: its window, its doorbells, its interrupt lines.
+//! What one link has in the guest: its window, its doorbells, its vectors.
 
 use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
+use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::lines::Line;
-use crate::registers::{self, doorbell, doorbell_value};
-use crate::window::Piece;
+use crate::guest::registers::{self, doorbell, doorbell_value};
 use crate::{Host, Window};
 
-/// One link's window, doorbells and lines, and where in the guest they are.
+/// Why a link cannot be put into the guest.
+#[derive(Debug, Error)]
+pub enum WiringError {
+    /// The peer's fault: what should be a doorbell's eventfd is none.
+    #[error("a doorbell that is no eventfd")]
+    NotAnEventfd,
+    /// The VMM's.
+    #[error(transparent)]
+    Host(#[from] io::Error),
+}
+
+/// Another descriptor of an eventfd, for a peer. It is closed on exec, as that of `EventFd::try_clone` is not.
+pub fn share(fd: &EventFd) -> io::Result<OwnedFd> {
+    // SAFETY: the descriptor is open as long as `fd` is there.
+    unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) }.try_clone_to_owned()
+}
+
+/// What a link leaves behind that a peer may hold, too: closing it can take as long as the peer likes. So it is
+/// dropped where nobody waits, and never under a lock.
+#[derive(Debug)]
+pub struct Remains {
+    doorbells: Vec<EventFd>,
+    _window: Option<Arc<Window>>,
+}
+
+impl Remains {
+    /// Those of doorbells and a window.
+    pub fn new(doorbells: Vec<EventFd>, window: Option<Arc<Window>>) -> Self {
+        Remains {
+            doorbells,
+            _window: window,
+        }
+    }
+}
+
+/// One link's window, doorbells and vectors, and where in the guest they are.
 pub struct Wiring {
     link: usize,
     /// The peer's IVPosition.
     position: u16,
-    window: Window,
+    window: Arc<Window>,
     /// Where the window is in the guest.
     mapped: Option<u64>,
     /// The peer's eventfds, one for each of its vectors.
-    bells: Vec<EventFd>,
-    /// Where in BAR0's registers the bells are: address, value, which bell.
+    doorbells: Vec<EventFd>,
+    /// Where in BAR0's registers the doorbells are: address, value, which of them.
     placed: Vec<(u64, Option<u32>, usize)>,
     /// Whether the Doorbell register reaches this link.
-    classic: bool,
-    /// This device's lines for the link, one for each of its vectors.
-    pub lines: Vec<Line>,
+    has_register: bool,
+    /// This device's eventfds for the peer, one for each vector. The peer may do to them what it likes, clearing
+    /// O_NONBLOCK included: the device neither reads nor writes them.
+    vectors: Vec<EventFd>,
+    /// How many of them, from the first on, are connected to their vectors.
+    connected: usize,
 }
 
 impl Wiring {
-    /// Nothing of it is in the guest yet. With `classic`, the Doorbell register reaches the peer as well.
+    /// Nothing of it is in the guest yet.
     pub fn new(
         link: usize,
         position: u16,
-        classic: bool,
         window: Window,
-        bells: Vec<EventFd>,
-        lines: Vec<Line>,
+        doorbells: Vec<EventFd>,
+        vectors: Vec<EventFd>,
     ) -> Self {
-        let (mapped, placed) = (None, Vec::new());
         Wiring {
             link,
             position,
-            window,
-            mapped,
-            bells,
-            placed,
-            classic,
-            lines,
+            window: Arc::new(window),
+            mapped: None,
+            doorbells,
+            placed: Vec::new(),
+            has_register: false,
+            vectors,
+            connected: 0,
         }
+    }
+
+    /// The link's number.
+    pub fn link(&self) -> usize {
+        self.link
     }
 
     /// The peer's IVPosition, if there is a peer to be rung.
     pub fn position(&self) -> Option<u16> {
-        (!self.bells.is_empty()).then_some(self.position)
+        (!self.doorbells.is_empty()).then_some(self.position)
     }
 
     /// Whether the window is in the guest.
@@ -62,14 +106,14 @@ impl Wiring {
         self.mapped.is_some()
     }
 
-    /// The window's content, see [`Window::content`].
-    pub fn content(&self, limit: usize) -> io::Result<(Vec<Piece>, bool)> {
-        self.window.content(limit)
+    /// The window.
+    pub fn window(&self) -> &Arc<Window> {
+        &self.window
     }
 
     /// Whether the Doorbell register reaches this link.
-    pub fn is_classic(&self) -> bool {
-        self.classic
+    pub fn has_register(&self) -> bool {
+        self.has_register
     }
 
     /// Puts the window at a guest address, or nowhere.
@@ -92,66 +136,88 @@ impl Wiring {
     }
 
     /// Puts the doorbells into BAR0, which is at `bar` or nowhere.
-    pub fn place_bells(&mut self, host: &dyn Host, bar: Option<u64>) -> io::Result<()> {
-        self.remove_bells(host)?;
+    pub fn place_doorbells(
+        &mut self,
+        host: &dyn Host,
+        bar: Option<u64>,
+    ) -> Result<(), WiringError> {
+        self.remove_doorbells(host)?;
         let Some(bar) = bar else { return Ok(()) };
-        for n in 0..self.bells.len() {
-            self.place_bell(host, bar + doorbell(self.link, n), None, n)?;
+        for n in 0..self.doorbells.len() {
+            self.place_doorbell(host, bar + doorbell(self.link, n), None, n)?;
         }
-        if self.classic {
-            self.place_classic(host, Some(bar))
+        if self.has_register {
+            self.place_register(host, Some(bar))
         } else {
             Ok(())
         }
     }
 
     /// Makes the Doorbell register reach the peer, at once if BAR0 is somewhere.
-    pub fn place_classic(&mut self, host: &dyn Host, bar: Option<u64>) -> io::Result<()> {
-        self.classic = true;
+    pub fn place_register(&mut self, host: &dyn Host, bar: Option<u64>) -> Result<(), WiringError> {
+        self.has_register = true;
         let Some(bar) = bar else { return Ok(()) };
-        for n in 0..self.bells.len() {
+        for n in 0..self.doorbells.len() {
             let value = doorbell_value(self.position, n);
-            self.place_bell(host, bar + registers::DOORBELL, Some(value), n)?;
+            self.place_doorbell(host, bar + registers::DOORBELL, Some(value), n)?;
         }
         Ok(())
     }
 
-    fn place_bell(
+    fn place_doorbell(
         &mut self,
         host: &dyn Host,
         address: u64,
         value: Option<u32>,
-        bell: usize,
-    ) -> io::Result<()> {
-        host.set_doorbell(address, value, &self.bells[bell])?;
-        self.placed.push((address, value, bell));
-        Ok(())
+        n: usize,
+    ) -> Result<(), WiringError> {
+        match host.set_doorbell(address, value, &self.doorbells[n]) {
+            Ok(()) => {
+                self.placed.push((address, value, n));
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                Err(WiringError::NotAnEventfd)
+            }
+            Err(error) => Err(WiringError::Host(error)),
+        }
     }
 
     /// Takes the doorbells out of BAR0. Returns the first error, but tries all.
-    fn remove_bells(&mut self, host: &dyn Host) -> io::Result<()> {
+    fn remove_doorbells(&mut self, host: &dyn Host) -> io::Result<()> {
         let mut result = Ok(());
-        for (address, value, bell) in self.placed.drain(..) {
-            result = result.and(host.clear_doorbell(address, value, &self.bells[bell]));
+        for (address, value, n) in self.placed.drain(..) {
+            result = result.and(host.clear_doorbell(address, value, &self.doorbells[n]));
         }
         result
     }
 
-    /// The peer is gone: takes everything but the window out of the guest.
-    pub fn disconnect(&mut self, host: &dyn Host) -> io::Result<()> {
-        let mut result = self.remove_bells(host);
-        self.bells.clear();
-        self.classic = false;
-        for line in &mut self.lines {
-            result = result.and(line.set(host, None));
+    /// Makes what the peer signals interrupts.
+    pub fn connect(&mut self, host: &dyn Host) -> io::Result<()> {
+        while let Some(fd) = self.vectors.get(self.connected) {
+            host.connect_vector(self.connected, fd)?;
+            self.connected += 1;
         }
-        self.lines.clear();
-        result
+        Ok(())
+    }
+
+    /// The peer is gone: takes everything but the window out of the guest. Returns the first error, but tries all.
+    pub fn disconnect(&mut self, host: &dyn Host) -> (io::Result<()>, Remains) {
+        let mut result = self.remove_doorbells(host);
+        let doorbells = mem::take(&mut self.doorbells);
+        self.has_register = false;
+        for (vector, fd) in self.vectors.drain(..).enumerate().take(self.connected) {
+            result = result.and(host.disconnect_vector(vector, &fd));
+        }
+        self.connected = 0;
+        (result, Remains::new(doorbells, None))
     }
 
     /// Takes everything out of the guest. Returns the first error, but tries all.
-    pub fn remove(mut self, host: &dyn Host) -> io::Result<()> {
-        let disconnected = self.disconnect(host);
-        disconnected.and(self.unmap(host))
+    pub fn remove(mut self, host: &dyn Host) -> (io::Result<()>, Remains) {
+        let (disconnected, remains) = self.disconnect(host);
+        let unmapped = self.unmap(host);
+        let remains = Remains::new(remains.doorbells, Some(self.window));
+        (disconnected.and(unmapped), remains)
     }
 }

@@ -103,7 +103,7 @@ impl BarMemory {
     ///
     /// # Errors
     /// When it cannot be mapped; the place is a gap still.
-    pub(crate) fn put(&self, place: usize, window: &mut Window) -> io::Result<()> {
+    pub(crate) fn put(&self, place: usize, window: &Window) -> io::Result<()> {
         let at = self.place(place)?;
         let len = usize::try_from(window.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         if len > self.place {
@@ -166,8 +166,8 @@ mod tests {
     fn windows_come_and_go_in_a_range_that_stays() {
         let memory = BarMemory::reserve(8 * PLACE, PLACE).unwrap();
         assert_eq!(memory.host_addr() as usize % ALIGNMENT, 0);
-        let mut window = Window::create(PLACE, false).unwrap();
-        memory.put(3, &mut window).unwrap();
+        let window = Window::create(PLACE, false).unwrap();
+        memory.put(3, &window).unwrap();
         let start = memory.host_addr().wrapping_add(3 * PLACE as usize);
         assert_eq!(window.host_addr(), start);
         window.file().write_all_at(&[7], PLACE - 1).unwrap();
@@ -186,8 +186,8 @@ mod tests {
     #[test]
     fn all_gaps_can_be_touched_and_take_no_more_than_one_window() {
         let memory = BarMemory::reserve(8 * PLACE, PLACE).unwrap();
-        let mut small = Window::create(PLACE / 2, false).unwrap();
-        memory.put(7, &mut small).unwrap();
+        let small = Window::create(PLACE / 2, false).unwrap();
+        memory.put(7, &small).unwrap();
         for offset in (0..memory.len()).step_by(4096) {
             write(&memory, offset, 1);
             assert_eq!(read(&memory, offset), 1);
@@ -198,11 +198,11 @@ mod tests {
     #[test]
     fn a_window_that_does_not_fit_leaves_a_gap() {
         let memory = BarMemory::reserve(2 * PLACE, PLACE).unwrap();
-        let mut large = Window::create(2 * PLACE, false).unwrap();
-        memory.put(0, &mut large).unwrap_err();
-        let mut window = Window::create(PLACE, false).unwrap();
-        memory.put(2, &mut window).unwrap_err();
-        memory.put(usize::MAX, &mut window).unwrap_err();
+        let large = Window::create(2 * PLACE, false).unwrap();
+        memory.put(0, &large).unwrap_err();
+        let window = Window::create(PLACE, false).unwrap();
+        memory.put(2, &window).unwrap_err();
+        memory.put(usize::MAX, &window).unwrap_err();
         write(&memory, 0, 1);
     }
 
