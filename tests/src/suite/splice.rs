@@ -3,6 +3,8 @@
 //!
 //! On a mainline kernel the pipe has pages of the window, and the guest's other devices are given their addresses. An
 //! address that a device cannot reach stops it for good: so each test also looks whether the guest can still be reached.
+//! That has to be so on any kernel. That the data is right is asked of a mended one only: mainline's SMC has the peer
+//! write the next data into pages that a TCP socket still has to send.
 
 use super::Suite;
 use crate::guest::{Guest, Mode, Running, SMC_PORT, TCP_PORT};
@@ -24,20 +26,23 @@ const PROXIED: &str = "--smc --expect proxied --patience 30";
 pub(super) fn add(suite: &mut Suite) {
     for mode in [Mode::NoCopy, Mode::Copy] {
         suite.add(format!("splice::to_tcp_{mode}"), move |fixture| {
-            fixture.with_pair(mode, to_tcp)
+            let whole = fixture.lab.is_mended();
+            fixture.with_pair(mode, |pair| to_tcp(pair, whole))
         });
     }
     suite.add("splice::haproxy", |fixture| {
-        fixture.with_pair(Mode::NoCopy, haproxy)
+        let whole = fixture.lab.is_mended();
+        fixture.with_pair(Mode::NoCopy, |pair| haproxy(pair, whole))
     });
     suite.add("splice::without_vhost", |fixture| {
         if fixture.lab.vmm != VmmKind::Reference {
             return Ok(());
         }
+        let whole = fixture.lab.is_mended();
         fixture.without_pair(|lab| {
             let guests = Pair::guests(lab)?.map(Guest::without_vhost);
             with_guests(lab, &guests, |pair| {
-                to_tcp(pair).and_then(|()| haproxy(pair))
+                to_tcp(pair, whole).and_then(|()| haproxy(pair, whole))
             })
         })
     });
@@ -71,7 +76,7 @@ fn with_guests(
 }
 
 /// A sends to a proxy in b over SMC-D, which splices it into TCP connections to a.
-fn to_tcp(pair: &mut Pair) -> Result<()> {
+fn to_tcp(pair: &mut Pair, whole: bool) -> Result<()> {
     let to = format!("{}:{TCP_PORT}", pair.a.address());
     let line = format!("ivsmc-traffic proxy --port {PROXY_PORT} --to {to}");
     let proxy = Command::new(line.split_whitespace());
@@ -80,11 +85,11 @@ fn to_tcp(pair: &mut Pair) -> Result<()> {
         format!("bulk --up {BYTES} --down {BYTES}"),
         "ping-pong --count 100 --size 5000".to_owned(),
     ];
-    through(pair, &proxy, &traffic)
+    through(pair, &proxy, &traffic, whole)
 }
 
 /// The same through HAProxy, which splices by itself, on many connections at once.
-fn haproxy(pair: &mut Pair) -> Result<()> {
+fn haproxy(pair: &mut Pair, whole: bool) -> Result<()> {
     let config = format!(
         "global\n maxconn 2000\n nbthread 1\n\
          defaults\n mode tcp\n option splice-auto\n timeout connect 30s\n timeout client 120s\n timeout server 120s\n\
@@ -98,19 +103,27 @@ fn haproxy(pair: &mut Pair) -> Result<()> {
         format!("bulk --up {BYTES} --down {BYTES}"),
         "many --connections 100 --bytes 300000".to_owned(),
     ];
-    through(pair, &proxy, &traffic)
+    through(pair, &proxy, &traffic, whole)
 }
 
-/// Makes traffic from a to a proxy in b, and looks whether b can be reached after it.
-fn through(pair: &mut Pair, proxy: &Command, traffic: &[String]) -> Result<()> {
+/// Makes traffic from a to a proxy in b, and looks whether b can be reached after it, and, if it has to be `whole`, whether
+/// all of it was right.
+fn through(pair: &mut Pair, proxy: &Command, traffic: &[String], whole: bool) -> Result<()> {
     let id = pair.b.start_server(proxy, PROXY_PORT)?;
     for traffic in traffic {
         let report = pair.traffic_with(From::A, traffic, PROXY_PORT, PROXIED);
         answers(pair).with_context(|| format!("after `{traffic}`, which ended with {report:?}"))?;
-        let Report {
-            connections, smcd, ..
-        } = report.with_context(|| traffic.clone())?;
-        ensure!(smcd == connections, "{smcd} of {connections} were SMC-D");
+        match report {
+            Ok(Report {
+                connections, smcd, ..
+            }) => {
+                ensure!(smcd == connections, "{smcd} of {connections} were SMC-D");
+            }
+            Err(error) if whole => return Err(error.context(traffic.clone())),
+            Err(error) => {
+                println!("splice, on a kernel that is not mended: `{traffic}`: {error:#}")
+            }
+        }
     }
     pair.b.agent().kill(id, libc::SIGKILL)?;
     pair.b.agent().wait(id, Duration::from_secs(10))?;
