@@ -13,6 +13,7 @@ use ivsmc_traffic::agent::{self, Agent, Command};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The port on which every guest serves self-checking traffic over SMC.
@@ -56,6 +57,8 @@ pub struct Guest {
     device: Option<String>,
     moves: bool,
     landlocked: bool,
+    vhost: bool,
+    disk: Option<PathBuf>,
     peers: Vec<Ipv4Addr>,
 }
 
@@ -72,6 +75,8 @@ impl Guest {
             device: None,
             moves: false,
             landlocked: false,
+            vhost: true,
+            disk: None,
             peers: Vec::new(),
         }
     }
@@ -118,6 +123,18 @@ impl Guest {
         self
     }
 
+    /// Has vmm-reference move its packets by itself.
+    pub fn without_vhost(mut self) -> Self {
+        self.vhost = false;
+        self
+    }
+
+    /// Gives it a disk, an image in this file. Cloud Hypervisor's only.
+    pub fn disk(mut self, image: PathBuf) -> Self {
+        self.disk = Some(image);
+        self
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
@@ -154,6 +171,14 @@ impl Guest {
 
     pub(crate) fn is_landlocked(&self) -> bool {
         self.landlocked
+    }
+
+    pub(crate) fn has_vhost(&self) -> bool {
+        self.vhost
+    }
+
+    pub(crate) fn disk_image(&self) -> Option<&Path> {
+        self.disk.as_deref()
     }
 
     pub(crate) fn can_move(&self) -> bool {

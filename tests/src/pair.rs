@@ -69,8 +69,8 @@ impl Pair {
         Pair::boot_these(lab, &guests.map(|guest| guest.peers(peers)))
     }
 
-    /// Boots these two at once.
-    pub(crate) fn boot_these(lab: &Lab, [a, b]: &[Guest; 2]) -> Result<Self> {
+    /// Boots these two.
+    pub fn boot_these(lab: &Lab, [a, b]: &[Guest; 2]) -> Result<Self> {
         let (a, b) = (a.start(lab)?, b.start(lab)?);
         Pair::of(a.ready()?, b.ready()?)
     }

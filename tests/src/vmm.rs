@@ -309,6 +309,8 @@ fn prefixed(prefix: &str, path: &Path) -> OsString {
 fn rust_vmm(command: &mut Command, lab: &Lab, guest: &Guest, tap: Option<&str>, folder: &Path) {
     let shared = if guest.can_move() { ",shared=on" } else { "" };
     let tap = tap.map_or_else(String::new, |tap| format!("tap={tap},"));
+    // Cloud Hypervisor has no vhost-net, and so no option for it.
+    let vhost = if guest.has_vhost() { "" } else { ",vhost=off" };
     command
         .arg("--kernel")
         .arg(lab.stage.join("bzImage"))
@@ -317,11 +319,15 @@ fn rust_vmm(command: &mut Command, lab: &Lab, guest: &Guest, tap: Option<&str>, 
         .args(["--cmdline", &command_line(lab, guest)])
         .args(["--cpus", &format!("boot={}", guest.processors())])
         .args(["--memory", &format!("size={}M{shared}", guest.megabytes())])
-        .args(["--net", &format!("{tap}mac={}", guest.mac())])
+        .args(["--net", &format!("{tap}mac={}{vhost}", guest.mac())])
         .args(["--console", "off", "--serial"])
         .arg(prefixed("file=", &folder.join("serial.log")));
     if let Some(ivsmc) = guest.device() {
         command.args(["--ivsmc", ivsmc]);
+    }
+    if let Some(disk) = guest.disk_image() {
+        let disk = format!("path={},image_type=raw", disk.display());
+        command.args(["--disk", &disk]);
     }
     if guest.is_landlocked() {
         command.arg("--landlock");

@@ -12,7 +12,7 @@
 //! |---|---|
 //! | `device`, `host` | what a VMM calls, and what it is asked for; what goes into a snapshot |
 //! | `guest` | what the guest sees: BAR0's `registers`, each `link`'s life, and what links have in the guest (`wiring`, `wirings`) |
-//! | `memory` | the `window` that a link has, and its `content` in a snapshot |
+//! | `memory` | the `window` that a link has, its place in the `bar`, and its `content` in a snapshot |
 //! | `fabric` | the thread that makes links, and what it says: `handshake`, `wire`, `socket`; whom it joins and when: `connectors`, `folder` |
 //! | `config`, `gid` | the options, their text and their rules; a device's name |
 //! | `counters`, `event` | what is counted, and what is told |
@@ -57,6 +57,7 @@ pub use fabric::Fabric;
 pub use fabric::reaper::Reaper;
 pub use gid::Gid;
 pub use host::Host;
+pub use memory::bar::BarMemory;
 pub use memory::window::Window;
 pub use syscalls::Syscall;
 

@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupts::{Interrupts, Vector};
 use crate::lock;
+use crate::memory::DeviceMemory;
 use crate::options::{self, Seccomp};
 use crate::pci::{self, BarMove, BarSpec, ConfigSpace, Function, Identity, Msix};
 use crate::seccomp::Thread;
@@ -96,6 +97,8 @@ impl Host for KvmHost {
 pub struct Ivsmc {
     name: String,
     device: Arc<Device>,
+    /// What the VM's other devices reach.
+    memory: DeviceMemory,
     bars: [BarSpec; 3],
     config: Mutex<Config>,
 }
@@ -114,10 +117,11 @@ pub struct FabricThread {
 
 impl Ivsmc {
     /// Makes the device and starts its thread. Its windows take as many memory slots as it can have
-    /// peers, from `first_slot` on. It has no links before [`FabricThread::resume`].
+    /// peers, from `first_slot` on. `memory` is told where BAR2 is. It has no links before [`FabricThread::resume`].
     pub fn new(
         vm: Arc<VmFd>,
         interrupts: &Arc<Interrupts>,
+        memory: DeviceMemory,
         options: &options::Ivsmc,
         first_slot: u32,
         seccomp: Seccomp,
@@ -149,6 +153,7 @@ impl Ivsmc {
         let ivsmc = Ivsmc {
             name,
             device,
+            memory,
             bars,
             config,
         };
@@ -253,7 +258,10 @@ impl Function for Ivsmc {
         let somewhere = Some(address).filter(|&address| address != 0);
         match bar {
             Device::REGISTERS_BAR => self.device.place_registers(somewhere)?,
-            Device::WINDOWS_BAR => self.device.place_windows(somewhere)?,
+            Device::WINDOWS_BAR => {
+                self.device.place_windows(somewhere)?;
+                self.memory.place(self.device.bar_memory(), somewhere);
+            }
             _ => {}
         }
         lock(&self.config).space.place(bar, address);

@@ -20,6 +20,7 @@ mod cpu;
 mod interrupts;
 mod ivsmc;
 mod layout;
+mod memory;
 mod net;
 mod options;
 mod pci;

@@ -24,6 +24,7 @@ use vmm_sys_util::terminal::Terminal;
 use crate::bus::{Bus, Exit};
 use crate::interrupts::Interrupts;
 use crate::ivsmc::{FabricThread, Ivsmc};
+use crate::memory::DeviceMemory;
 use crate::net::{Net, Tap};
 use crate::options::{Options, Seccomp};
 use crate::pci::Pci;
@@ -52,7 +53,7 @@ pub fn run(parts: &Parts, signals: &Signals) -> Result<Exit> {
         taps,
     } = parts;
     let vm = Arc::new(kvm.create_vm().context("KVM_CREATE_VM")?);
-    let memory = Arc::new(guest_memory(&vm, options.memory.0)?);
+    let memory = guest_memory(&vm, options.memory.0)?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .context("KVM_SET_IDENTITY_MAP_ADDR")?;
     vm.set_tss_address(layout::KVM_TSS as usize)
@@ -70,22 +71,26 @@ pub fn run(parts: &Parts, signals: &Signals) -> Result<Exit> {
     };
     let entry = boot::load(&memory, options, &machine)?;
 
+    let mut slot = memory.num_regions() as u32;
+    let memory = DeviceMemory::new(memory);
     let mut pci = Pci::new(mmio64);
     for (net, tap) in options.net.iter().zip(taps) {
-        let (memory, tap) = (memory.clone(), tap.clone());
-        pci.add(Arc::new(Net::new(
+        let net = Arc::new(Net::new(
             vm.clone(),
             &interrupts,
-            memory,
-            tap,
+            memory.clone(),
+            tap.clone(),
             net,
             options.seccomp,
-        )?))?;
+        )?);
+        let user = Arc::downgrade(&net);
+        memory.tell(user);
+        pci.add(net)?;
     }
     let mut fabrics = Vec::new();
-    let mut slot = memory.num_regions() as u32;
     for ivsmc in &options.ivsmc {
-        let (device, fabric) = Ivsmc::new(vm.clone(), &interrupts, ivsmc, slot, options.seccomp)?;
+        let (vm, memory) = (vm.clone(), memory.clone());
+        let (device, fabric) = Ivsmc::new(vm, &interrupts, memory, ivsmc, slot, options.seccomp)?;
         fabrics.push(fabric);
         pci.add(Arc::new(device))?;
         slot += u32::from(ivsmc.config.max_peers);

@@ -17,13 +17,14 @@ use crate::programs::{self, Programs};
 const BUSYBOX: &str = "/bin/busybox";
 /// Programs of the system that guests have, and where from. Debian's redis-tools has the server: the program
 /// is told by its name what to be.
-const SYSTEM_PROGRAMS: [(&str, &str); 7] = [
+const SYSTEM_PROGRAMS: [(&str, &str); 8] = [
     ("sockperf", "/usr/bin/sockperf"),
     ("redis-server", "/usr/bin/redis-check-rdb"),
     ("redis-benchmark", "/usr/bin/redis-benchmark"),
     ("redis-cli", "/usr/bin/redis-cli"),
     ("iperf3", "/usr/bin/iperf3"),
     ("civetweb", "/usr/bin/civetweb"),
+    ("haproxy", "/usr/sbin/haproxy"),
     ("wrk", "/usr/bin/wrk"),
 ];
 

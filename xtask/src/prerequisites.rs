@@ -29,12 +29,13 @@ const BUILD: [&str; 14] = [
 ];
 
 /// To run the guests, and to be run in them.
-const RUN: [&str; 9] = [
+const RUN: [&str; 10] = [
     "busybox-static",
     "sockperf",
     "redis-tools",
     "iperf3",
     "civetweb",
+    "haproxy",
     "wrk",
     "qemu-system-x86",
     "iproute2",

@@ -2,7 +2,8 @@
 //! A process that keeps what it has of a connection, whatever becomes of the connection.
 
 use crate::service::{self, Failure, Order};
-use crate::traffic::{Target, splice};
+use crate::splice::splice;
+use crate::traffic::Target;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io;

@@ -7,6 +7,7 @@
 //!   are SMC-D as SMC's own diagnosis says on both sides.
 //! - [`hold`]: a process that lets go of nothing.
 //! - [`kexec`]: another kernel.
+//! - [`splice`]: what goes through pipes, and a proxy that has all go through one.
 //! - [`windows`]: marks in the memory of windows, and a link that flaps.
 //! - [`cursors`]: a hostile guest.
 //! - [`ivshmem`]: a stock user of an ivshmem device, from userspace.
@@ -21,5 +22,6 @@ pub mod limits;
 mod mapping;
 pub mod pattern;
 pub mod service;
+pub mod splice;
 pub mod traffic;
 pub mod windows;

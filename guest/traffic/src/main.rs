@@ -7,7 +7,7 @@ use ivsmc_traffic::hold::What;
 use ivsmc_traffic::limits::End;
 use ivsmc_traffic::service::{self, Failure};
 use ivsmc_traffic::traffic::{self, Expect, Target};
-use ivsmc_traffic::{agent, cursors, ivshmem, kexec, limits, windows};
+use ivsmc_traffic::{agent, cursors, ivshmem, kexec, limits, splice, windows};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -191,6 +191,34 @@ enum Command {
         /// Bytes each way
         #[arg(long, default_value_t = 4 << 20)]
         bytes: u64,
+    },
+    /// Splice out of the socket into a pipe, and double that with tee()
+    Tee {
+        #[command(flatten)]
+        client: Client,
+        /// Bytes
+        #[arg(long, default_value_t = 4 << 20)]
+        bytes: u64,
+    },
+    /// Splice out of the socket onto a disk, past the page cache
+    ToDisk {
+        #[command(flatten)]
+        client: Client,
+        /// Bytes, whole blocks of 4 KiB
+        #[arg(long, default_value_t = 4 << 20)]
+        bytes: u64,
+        /// The disk, whose content is overwritten
+        #[arg(long)]
+        disk: PathBuf,
+    },
+    /// Splice what comes on SMC-D connections into plain TCP connections, and back
+    Proxy {
+        /// Where to listen
+        #[arg(long)]
+        port: u16,
+        /// Where to connect to, as ADDRESS:PORT
+        #[arg(long)]
+        to: SocketAddrV4,
     },
     /// Traffic of all kinds and sizes, one piece after the other
     Mix {
@@ -420,6 +448,17 @@ fn run(command: Command) -> Result<(), Failure> {
             command_line,
         } => kexec::execute(&kernel, &initramfs, &command_line),
         Command::Splice { client, bytes } => client.run(|target, seed| target.splice(seed, bytes)),
+        Command::Tee { client, bytes } => client.run(|target, seed| target.tee(seed, bytes)),
+        Command::ToDisk {
+            client,
+            bytes,
+            disk,
+        } => client.run(|target, seed| target.to_disk(seed, bytes, &disk)),
+        Command::Proxy { port, to } => {
+            let address = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+            let listener = socket::listen(address, Transport::Smc)?;
+            Ok(splice::proxy(&listener, to)?)
+        }
         Command::Mix { client, runs } => client.run(|target, seed| target.mix(seed, runs)),
         Command::Windows { action } => match action {
             Windows::List => print(&windows::list()?),

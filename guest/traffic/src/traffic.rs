@@ -3,13 +3,14 @@
 
 use crate::pattern::{Pattern, Random};
 use crate::service::{self, Failure, Order, Verdict};
+use crate::splice;
 use ivsmc_guest::connections::Mode;
 use ivsmc_guest::socket::{self, Transport};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::net::{SocketAddrV4, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Barrier, Mutex, PoisonError};
@@ -20,6 +21,8 @@ use std::time::{Duration, Instant};
 pub enum Expect {
     /// SMC-D on both sides, with matching tokens.
     Smcd,
+    /// SMC-D on this side, to a proxy that is in between.
+    Proxied,
     /// Fallen back to TCP.
     Fallback,
     /// Anything that carries the data.
@@ -151,6 +154,7 @@ impl Target {
                         .and_then(|there| there.dmb.as_ref());
                     match (&here.dmb, there) {
                         (Some(here), Some(there)) if here.mirrors(there) => report.smcd = 1,
+                        (Some(_), None) if self.expect == Expect::Proxied => report.smcd = 1,
                         (here, there) => {
                             return Err(format!(
                                 "the two sides are not of one connection: {here:?} and {there:?}"
@@ -167,7 +171,7 @@ impl Target {
             }
         }
         match self.expect {
-            Expect::Smcd if report.smcd != 1 => Err(format!(
+            Expect::Smcd | Expect::Proxied if report.smcd != 1 => Err(format!(
                 "not SMC-D: {}",
                 if report.reason.is_empty() {
                     "plain TCP"
@@ -568,7 +572,7 @@ impl Target {
             up: 0,
             down: bytes,
         })?;
-        splice_to_file(stream.as_fd(), &file, bytes)?;
+        splice::to_file(stream.as_fd(), &file, bytes)?;
         let mut total = self.conclude(&stream, bytes)?;
         drop(stream);
         file.rewind()?;
@@ -581,10 +585,42 @@ impl Target {
             up: bytes,
             down: 0,
         })?;
-        send_file(&file, stream.as_fd(), bytes)?;
+        splice::send_file(&file, stream.as_fd(), bytes)?;
         total.add(&self.conclude(&stream, bytes)?);
         total.seconds = start.elapsed().as_secs_f64();
         Ok(total)
+    }
+
+    /// Splices out of the socket into a pipe, doubles what is in that with tee(), and checks both.
+    pub fn tee(&self, seed: u64, bytes: u64) -> Result<Report, Failure> {
+        let start = Instant::now();
+        let stream = self.open(Order::Exchange {
+            seed,
+            up: 0,
+            down: bytes,
+        })?;
+        splice::check_twice(stream.as_fd(), !seed, bytes)?;
+        let mut total = self.conclude(&stream, bytes)?;
+        total.seconds = start.elapsed().as_secs_f64();
+        Ok(total)
+    }
+
+    /// Splices out of the socket onto a disk, past the page cache, and reads it back. Returns `None` if the kernel
+    /// refuses that.
+    pub fn to_disk(&self, seed: u64, bytes: u64, disk: &Path) -> Result<Option<Report>, Failure> {
+        let start = Instant::now();
+        let stream = self.open(Order::Exchange {
+            seed,
+            up: 0,
+            down: bytes,
+        })?;
+        if !splice::to_disk(stream.as_fd(), disk, bytes)? {
+            return Ok(None);
+        }
+        let mut total = self.conclude(&stream, bytes)?;
+        splice::check_disk(disk, !seed, bytes)?;
+        total.seconds = start.elapsed().as_secs_f64();
+        Ok(Some(total))
     }
 }
 
@@ -687,74 +723,11 @@ const IDLE_LOOK: Duration = Duration::from_secs(1);
 const HANDSHAKES: usize = 16;
 /// How long the first of many connections is held up.
 const HELD: Duration = Duration::from_millis(800);
-/// Largest piece that is spliced at once, in bytes.
-const SPLICE_PIECE: u64 = 64 << 10;
-
 /// Has a file hold this text: whoever reads it meanwhile finds what it held before, or all of the new.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
     let new = path.with_extension("new");
     std::fs::write(&new, text)?;
     std::fs::rename(new, path)
-}
-
-fn splice_to_file(from: BorrowedFd<'_>, to: &File, bytes: u64) -> Result<(), Failure> {
-    let (pipe_out, pipe_in) = io::pipe()?;
-    let mut left = bytes;
-    while left > 0 {
-        let mut piped = splice(from, pipe_in.as_fd(), left.min(SPLICE_PIECE))?;
-        if piped == 0 {
-            return Err(format!("the stream ended {left} bytes early").into());
-        }
-        left -= piped;
-        while piped > 0 {
-            piped -= splice(pipe_out.as_fd(), to.as_fd(), piped)?;
-        }
-    }
-    Ok(())
-}
-
-fn moved(result: isize) -> io::Result<u64> {
-    u64::try_from(result).map_err(|_| io::Error::last_os_error())
-}
-
-pub(crate) fn splice(
-    from: BorrowedFd<'_>,
-    to: BorrowedFd<'_>,
-    length: u64,
-) -> Result<u64, Failure> {
-    // SAFETY: both descriptors are open, no offsets are given.
-    let result = unsafe {
-        libc::splice(
-            from.as_raw_fd(),
-            std::ptr::null_mut(),
-            to.as_raw_fd(),
-            std::ptr::null_mut(),
-            usize::try_from(length)?,
-            libc::SPLICE_F_MOVE,
-        )
-    };
-    Ok(moved(result).map_err(|error| format!("splice: {error}"))?)
-}
-
-fn send_file(from: &File, to: BorrowedFd<'_>, bytes: u64) -> Result<(), Failure> {
-    let mut left = bytes;
-    while left > 0 {
-        let length = usize::try_from(left)?;
-        // SAFETY: both descriptors are open, no offset is given.
-        let result = unsafe {
-            libc::sendfile(
-                to.as_raw_fd(),
-                from.as_raw_fd(),
-                std::ptr::null_mut(),
-                length,
-            )
-        };
-        match moved(result).map_err(|error| format!("sendfile: {error}"))? {
-            0 => return Err(format!("the file ended {left} bytes early").into()),
-            sent => left -= sent,
-        }
-    }
-    Ok(())
 }
 
 /// Ends the process with status 124 if it is still there after `timeout`.

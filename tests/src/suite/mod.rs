@@ -9,6 +9,7 @@ mod life;
 mod mesh;
 mod options;
 mod smc_defects;
+mod splice;
 mod traffic;
 
 use crate::guest::Mode;
@@ -178,6 +179,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
         trials: Vec::new(),
     };
     traffic::add(&mut suite);
+    splice::add(&mut suite);
     life::add(&mut suite);
     guest_life::add(&mut suite);
     compatibility::add(&mut suite);

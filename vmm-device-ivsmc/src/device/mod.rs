@@ -36,7 +36,7 @@ use crate::guest::link::LinkTable;
 use crate::guest::registers::{self, Registers};
 use crate::guest::wiring::{Remains, WiringError};
 use crate::guest::wirings::Wirings;
-use crate::{Config, Counters, Event, Fabric, Gid, Host};
+use crate::{BarMemory, Config, Counters, Event, Fabric, Gid, Host};
 use listening::Listening;
 
 /// An ivsmc device, for the VMM to call from any thread. Its links come and go by themselves, on the
@@ -55,6 +55,7 @@ pub struct Device {
     /// It is the continuation of another device, whose guest has to be told.
     is_restored: bool,
     listening: Mutex<Listening>,
+    memory: Arc<BarMemory>,
     wirings: Mutex<Wirings>,
     registers: Mutex<Registers>,
     counters: Mutex<Counters>,
@@ -91,13 +92,37 @@ impl Device {
 
     /// Size of BAR2 in bytes, a power of two.
     pub fn windows_size(&self) -> u64 {
-        (u64::from(self.config.max_peers) * self.config.window_size).next_power_of_two()
+        self.memory.len()
+    }
+
+    /// All of BAR2 in this process. Windows come and go in it, at the offsets that they have in the BAR, and everything
+    /// in between can be read and written, too. So it is what other devices of the VM can be told to reach, where they
+    /// look guest memory up in a table: from when the VMM has placed BAR2, and anew when it moves. (Without that they
+    /// find nothing at an address that the guest may well give them: what a Linux guest receives over SMC-D and
+    /// splices to a socket or a disk stays where it is, in a window.) It is no memory slot: what the guest's processors
+    /// do in BAR2 where no window is has to trap.
+    ///
+    /// The memory stays where it is until the last `Arc` is gone.
+    pub fn bar_memory(&self) -> &Arc<BarMemory> {
+        &self.memory
     }
 
     /// How many MSI-X vectors the device has.
     pub fn vectors(&self) -> u16 {
         self.config.vectors
     }
+}
+
+/// Addresses of this process for all windows that a device can have.
+fn reserve(config: &Config) -> io::Result<BarMemory> {
+    let size = (u64::from(config.max_peers) * config.window_size).next_power_of_two();
+    BarMemory::reserve(size, config.window_size).map_err(|error| {
+        let text = format!(
+            "{} MiB of addresses for its windows: {error}; a smaller size= or max_peers= would do with less",
+            size >> 20
+        );
+        io::Error::new(error.kind(), text)
+    })
 }
 
 /// The capability's length and the version of its layout, then three words.
@@ -170,7 +195,9 @@ impl Device {
             intr_mask: 0,
             links: LinkTable::new(config.max_peers),
         };
-        let mut wirings = Wirings::new(host.clone(), config.max_peers, config.window_shift());
+        let memory = Arc::new(reserve(&config)?);
+        let (links, shift) = (config.max_peers, config.window_shift());
+        let mut wirings = Wirings::new(host.clone(), memory.clone(), links, shift);
         let registers = match state {
             Some(state) => state.restore(registers, &mut wirings)?,
             None => registers,
@@ -184,6 +211,7 @@ impl Device {
             held: AtomicBool::new(true),
             is_restored: state.is_some(),
             listening: Mutex::new(Listening::new(file)),
+            memory,
             wirings: Mutex::new(wirings),
             registers: Mutex::new(registers),
             counters: Mutex::default(),

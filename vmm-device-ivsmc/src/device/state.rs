@@ -136,7 +136,7 @@ impl DeviceState {
                     window,
                     doorbells,
                     vectors,
-                ));
+                ))?;
             }
         }
         Ok(registers)

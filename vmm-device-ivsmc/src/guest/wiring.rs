@@ -217,15 +217,7 @@ impl Wiring {
     pub fn remove(mut self, host: &dyn Host) -> (io::Result<()>, Remains) {
         let (disconnected, remains) = self.disconnect(host);
         let unmapped = self.unmap(host);
-        let window = if unmapped.is_err() {
-            // The guest may still reach the memory: better to leak it than to have something else of this
-            // process at its address.
-            mem::forget(self.window);
-            None
-        } else {
-            Some(self.window)
-        };
-        let doorbells = remains.doorbells;
-        (disconnected.and(unmapped), Remains::new(doorbells, window))
+        let remains = Remains::new(remains.doorbells, Some(self.window));
+        (disconnected.and(unmapped), remains)
     }
 }

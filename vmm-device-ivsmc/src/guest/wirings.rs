@@ -6,12 +6,15 @@ use std::io;
 use std::mem;
 use std::sync::Arc;
 
+use crate::BarMemory;
 use crate::guest::wiring::{Remains, Wiring, WiringError};
 use crate::{Host, Window};
 
 /// All that the device has in the guest. This is what calls the VMM.
 pub struct Wirings {
     host: Arc<dyn Host>,
+    /// BAR2 in this process.
+    memory: Arc<BarMemory>,
     window_shift: u32,
     /// By link; there is one while the link is up or lost.
     links: Vec<Option<Wiring>>,
@@ -26,9 +29,10 @@ pub struct Wirings {
 
 impl Wirings {
     /// Nothing for `links` links, whose windows are 1 << `window_shift` apart. The BARs are nowhere.
-    pub fn new(host: Arc<dyn Host>, links: u16, window_shift: u32) -> Self {
+    pub fn new(host: Arc<dyn Host>, memory: Arc<BarMemory>, links: u16, window_shift: u32) -> Self {
         Wirings {
             host,
+            memory,
             window_shift,
             links: (0..links).map(|_| None).collect(),
             registers_at: None,
@@ -61,11 +65,13 @@ impl Wirings {
     }
 
     /// Keeps a link whose peer is gone already, from a snapshot.
-    pub fn restore(&mut self, wiring: Wiring) {
+    pub fn restore(&mut self, wiring: Wiring) -> io::Result<()> {
         let link = wiring.link();
         if let Some(place) = self.links.get_mut(link) {
+            self.memory.put(link, wiring.window())?;
             *place = Some(wiring);
         }
+        Ok(())
     }
 
     /// Puts a link into the guest. If that cannot be, nothing of it is there.
@@ -83,8 +89,11 @@ impl Wirings {
             };
             return Err(WiringError::Host(io::Error::other(why)));
         }
+        let put = self.memory.put(link, wiring.window());
         self.links[link] = Some(wiring);
-        let wired = self.wire(link);
+        let wired = put
+            .map_err(WiringError::Host)
+            .and_then(|()| self.wire(link));
         if wired.is_err() {
             // What went wrong first is what is told.
             let _ = self.remove(link);
@@ -192,6 +201,7 @@ impl Wirings {
         };
         let (result, remains) = wiring.remove(self.host.as_ref());
         self.remains.push(remains);
-        result
+        // Also if the window could not be taken out: what the guest has then is a gap.
+        result.and(self.memory.clear(link))
     }
 }

@@ -2,5 +2,6 @@
 
 //! The memory that two guests share, and what of it goes into a snapshot.
 
+pub mod bar;
 pub mod content;
 pub mod window;

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The memory of a window: a sealed memfd, mapped into this process for as long as the guest has it.
+//! The memory of a window: a sealed memfd, which is mapped at its place in BAR2 for as long as the guest has it.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::ptr::{self, NonNull};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::limits::{check_file_size, explain_mapping};
 
@@ -15,52 +17,35 @@ const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
 /// What would keep the guest from writing.
 const NO_SEALS: i32 = libc::F_SEAL_WRITE | libc::F_SEAL_FUTURE_WRITE;
 
-/// A window's memory, mapped into this process. Dropping it unmaps it.
+/// A window's memory.
 #[derive(Debug)]
 pub struct Window {
-    address: NonNull<u8>,
-    len: usize,
+    /// Where it is in this process: null as long as it has no place in BAR2.
+    address: AtomicPtr<u8>,
+    len: u64,
     file: File,
 }
 
-// SAFETY: the mapping belongs to the Window alone and lives exactly as long; the Window itself never looks
-// at the memory, and hands out only its address.
-unsafe impl Send for Window {}
-// SAFETY: as above; all methods only read the Window's own fields.
-unsafe impl Sync for Window {}
-
 impl Window {
-    /// Makes a new window of zeros.
+    /// Makes a new window of zeros, which has no place yet.
     ///
     /// # Errors
     /// When the system has no memory (or, with `hugepages`, not enough free huge pages) or descriptors left.
     pub(crate) fn create(size: u64, hugepages: bool) -> io::Result<Self> {
-        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-        let huge = if hugepages {
-            libc::MFD_HUGETLB | libc::MFD_HUGE_2MB
-        } else {
-            0
-        };
-        check_file_size(size)?;
-        let file = match memfd(flags | huge | libc::MFD_NOEXEC_SEAL) {
-            // Kernels before 6.3 do not know that flag, with which later ones can be told to refuse all others.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => memfd(flags | huge),
-            other => other,
-        }?;
-        file.set_len(size)?;
+        let file = memfd(c"ivsmc-window", size, hugepages)?;
         // SAFETY: plain system call on a descriptor that is open.
         check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, SEALS) })?;
-        Self::map(file, size)
+        Self::new(file, size)
     }
 
-    /// Checks and maps a window that a peer made.
+    /// Checks a window that a peer made. It has no place yet.
     ///
     /// # Errors
     /// When it is not a memfd with the seals that the protocol wants and of just that size, when it is of huge
     /// pages and these are not allowed, or when it cannot be mapped.
     pub(crate) fn accept(file: OwnedFd, size: u64, hugepages: bool) -> io::Result<Self> {
         Self::check(&file, size, hugepages)?;
-        Self::map(File::from(file), size)
+        Self::new(File::from(file), size)
     }
 
     /// Checks what should be the window that a peer made. It may be anything: until it is known to be a memfd nothing is
@@ -96,37 +81,37 @@ impl Window {
         Ok(())
     }
 
-    fn map(file: File, size: u64) -> io::Result<Self> {
-        let len = usize::try_from(size).map_err(|_| invalid("the window is too large"))?;
-        // SAFETY: a new mapping at an address of the kernel's choice takes nothing from anybody. The
-        // memory is shared with others, so that no Rust reference into it is ever made. It cannot shrink.
-        let address = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        if address == libc::MAP_FAILED {
-            return Err(explain_mapping(io::Error::last_os_error()));
+    /// A window that can be mapped: when it gets its place, and something else has to leave that, it is late to find
+    /// that there are no huge pages left, or that the peer has sealed it against writing.
+    fn new(file: File, len: u64) -> io::Result<Self> {
+        let size = usize::try_from(len).map_err(|_| invalid("the window is too large"))?;
+        // SAFETY: a new mapping at an address of the kernel's choice, of which nobody hears, takes nothing from anybody.
+        unsafe {
+            let trial = map(ptr::null_mut(), size, &file, 0)?;
+            libc::munmap(trial, size);
         }
-        let address =
-            NonNull::new(address.cast()).ok_or_else(|| invalid("the window is at address zero"))?;
-        Ok(Window { address, len, file })
+        Ok(Window {
+            address: AtomicPtr::new(ptr::null_mut()),
+            len,
+            file,
+        })
     }
 
-    /// Where the memory is in this process. It is shared with another VM: do not make references into it.
+    /// It has got its place.
+    pub(super) fn set_host_addr(&self, address: *mut u8) {
+        self.address.store(address, Ordering::Relaxed);
+    }
+
+    /// Where the memory is in this process, in the device's [`BarMemory`](crate::BarMemory). It is shared with another
+    /// VM: do not make references into it.
     pub fn host_addr(&self) -> *mut u8 {
-        self.address.as_ptr()
+        self.address.load(Ordering::Relaxed)
     }
 
     /// Size in bytes, a power of two.
     #[allow(clippy::len_without_is_empty)] // it never is
     pub fn len(&self) -> u64 {
-        self.len as u64
+        self.len
     }
 
     /// The memory's file, a memfd.
@@ -135,17 +120,56 @@ impl Window {
     }
 }
 
-impl Drop for Window {
-    fn drop(&mut self) {
-        // SAFETY: the range is what mmap returned, and after this nobody can ask the Window for it.
-        unsafe { libc::munmap(self.address.as_ptr().cast(), self.len) };
+/// Makes a memfd of zeros.
+pub(super) fn memfd(name: &CStr, size: u64, hugepages: bool) -> io::Result<File> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    let huge = if hugepages {
+        libc::MFD_HUGETLB | libc::MFD_HUGE_2MB
+    } else {
+        0
+    };
+    check_file_size(size)?;
+    let file = match empty_memfd(name, flags | huge | libc::MFD_NOEXEC_SEAL) {
+        // Kernels before 6.3 do not know that flag, with which later ones can be told to refuse all others.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => empty_memfd(name, flags | huge),
+        other => other,
+    }?;
+    file.set_len(size)?;
+    Ok(file)
+}
+
+/// Maps the first `len` bytes of a file that cannot shrink, to be read and written.
+///
+/// # Safety
+/// With MAP_FIXED, the caller must own the `len` bytes of addresses from `at` on.
+pub(super) unsafe fn map(
+    at: *mut libc::c_void,
+    len: usize,
+    file: &File,
+    flags: i32,
+) -> io::Result<*mut libc::c_void> {
+    let access = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the caller's. The memory is shared with others, so that no Rust reference into it is ever made.
+    let address = unsafe {
+        libc::mmap(
+            at,
+            len,
+            access,
+            libc::MAP_SHARED | flags,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if address == libc::MAP_FAILED {
+        return Err(explain_mapping(io::Error::last_os_error()));
     }
+    Ok(address)
 }
 
 /// A new memfd of no size.
-fn memfd(flags: libc::c_uint) -> io::Result<File> {
+fn empty_memfd(name: &CStr, flags: libc::c_uint) -> io::Result<File> {
     // SAFETY: the name is a C string; the result is checked.
-    let fd = check(unsafe { libc::memfd_create(c"ivsmc-window".as_ptr(), flags) })?;
+    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), flags) })?;
     // SAFETY: memfd_create has just made this descriptor, and nobody else knows it.
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
@@ -165,13 +189,18 @@ fn invalid(what: &str) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::bar::BarMemory;
 
     const SIZE: u64 = 2 << 20;
 
     #[test]
     fn both_ends_see_the_same_memory() {
+        let memory = BarMemory::reserve(2 * SIZE, SIZE).unwrap();
         let ours = Window::create(SIZE, false).unwrap();
-        let theirs = Window::accept(ours.file().try_clone().unwrap().into(), SIZE, false).unwrap();
+        let copy = ours.file().try_clone().unwrap();
+        let theirs = Window::accept(copy.into(), SIZE, false).unwrap();
+        memory.put(0, &ours).unwrap();
+        memory.put(1, &theirs).unwrap();
         // SAFETY: offset 12345 is in both mappings.
         unsafe {
             assert_eq!(theirs.host_addr().add(12345).read_volatile(), 0);

@@ -195,7 +195,7 @@ fn full_mesh() {
         assert_eq!(sum("links_up"), 2 * links as u64, "a link came up twice");
     }
     assert_eq!(wakes, 0, "threads run though nothing happens");
-    assert_eq!(now.0 - before.0, count * 4 + 2 * links * OF_LINK);
+    assert_eq!(now.0 - before.0, count * 5 + 2 * links * OF_LINK);
     // Each has two threads, and a reaper ends those that it starts.
     assert_eq!(now.1 - before.1, 2 * count);
     // All at once, as when all guests of a host reboot.

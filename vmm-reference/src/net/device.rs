@@ -15,7 +15,7 @@ use virtio_bindings::virtio_config::{
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MAC;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::userspace::Userspace;
@@ -23,6 +23,7 @@ use super::vhost::Vhost;
 use super::{Backend, DATA_PATH, OFFLOADS, QUEUE_SIZE, QUEUES, Tap};
 use crate::interrupts::{Interrupts, eventfd, share};
 use crate::lock;
+use crate::memory::{DeviceMemory, MemoryUser};
 use crate::options::{self, Seccomp};
 use crate::pci::{BarMove, BarSpec, ConfigSpace, Function, Identity, MSIX_BAR_SIZE, Msix};
 
@@ -70,7 +71,7 @@ pub struct Net {
     name: String,
     mac: [u8; 6],
     vm: Arc<VmFd>,
-    memory: Arc<GuestMemoryMmap>,
+    memory: DeviceMemory,
     kicks: Arc<[EventFd; QUEUES]>,
     state: Mutex<State>,
 }
@@ -201,7 +202,7 @@ impl Net {
     pub fn new(
         vm: Arc<VmFd>,
         interrupts: &Arc<Interrupts>,
-        memory: Arc<GuestMemoryMmap>,
+        memory: DeviceMemory,
         tap: Arc<Tap>,
         options: &options::Net,
         seccomp: Seccomp,
@@ -316,7 +317,7 @@ impl Net {
     fn start(&self, state: &mut State) -> Result<()> {
         let features = state.transport.driver_features;
         let ready = |queue: &Queue| -> Result<Queue> {
-            if !queue.is_valid(self.memory.as_ref()) {
+            if !queue.is_valid(self.memory.memory().as_ref()) {
                 bail!("a queue is not set up as it should be");
             }
             let mut queue = Queue::try_from(queue.state())?;
@@ -339,6 +340,12 @@ impl Net {
 impl State {
     fn features(&self) -> u64 {
         1 << VIRTIO_NET_F_MAC | OFFLOADS | self.backend.features() & DATA_PATH
+    }
+}
+
+impl MemoryUser for Net {
+    fn memory_changed(&self) -> Result<()> {
+        lock(&self.state).backend.memory_changed()
     }
 }
 

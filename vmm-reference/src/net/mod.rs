@@ -48,6 +48,10 @@ trait Backend: Send {
         queues: [Queue; QUEUES],
         calls: [EventFd; QUEUES],
     ) -> Result<()>;
+    /// The memory that it was made with is another now.
+    fn memory_changed(&self) -> Result<()> {
+        Ok(())
+    }
     /// Ends; when it returns, nothing touches the queues any more.
     fn stop(&mut self);
 }

@@ -10,12 +10,13 @@ use anyhow::{Context, Result, bail};
 use log::{debug, error, warn};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::{Queue, QueueT, Reader, Writer};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::poll::PollContext;
 
 use super::{Backend, DATA_PATH, HEADER, QUEUES, RX, TX, Tap};
 use crate::lock;
+use crate::memory::DeviceMemory;
 use crate::options::Seccomp;
 use crate::seccomp::Thread;
 
@@ -36,7 +37,7 @@ struct Shared {
     changed: EventFd,
     kicks: Arc<[EventFd; QUEUES]>,
     tap: Arc<Tap>,
-    memory: Arc<GuestMemoryMmap>,
+    memory: DeviceMemory,
 }
 
 enum State {
@@ -55,7 +56,7 @@ struct Active {
 impl Userspace {
     /// Starts the thread; it sleeps until the driver is there.
     pub fn new(
-        memory: Arc<GuestMemoryMmap>,
+        memory: DeviceMemory,
         tap: Arc<Tap>,
         kicks: Arc<[EventFd; QUEUES]>,
         seccomp: Seccomp,
@@ -225,7 +226,8 @@ impl<'a> Worker<'a> {
 
     /// Guest to tap.
     fn transmit(&mut self, queue: &mut Queue, call: &EventFd) -> Result<()> {
-        let memory = self.shared.memory.as_ref();
+        let memory = self.shared.memory.memory();
+        let memory = memory.as_ref();
         loop {
             queue.disable_notification(memory)?;
             while let Some(chain) = queue.pop_descriptor_chain(memory) {
@@ -253,7 +255,8 @@ impl<'a> Worker<'a> {
 
     /// Tap to guest.
     fn receive(&mut self, queue: &mut Queue, mergeable: bool, call: &EventFd) -> Result<bool> {
-        let memory = self.shared.memory.as_ref();
+        let memory = self.shared.memory.memory();
+        let memory = memory.as_ref();
         queue.disable_notification(memory)?;
         let mut has_room = true;
         loop {
@@ -362,7 +365,7 @@ mod tests {
                 changed: eventfd(),
                 kicks: Arc::new([eventfd(), eventfd()]),
                 tap: Arc::new(Tap::fake(File::from(OwnedFd::from(tap)))),
-                memory: Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap()),
+                memory: DeviceMemory::new(GuestMemoryMmap::from_ranges(&ranges).unwrap()),
             };
             let queues = RINGS.map(|ring| {
                 let mut queue = Queue::new(16).unwrap();
@@ -388,7 +391,7 @@ mod tests {
 
         /// Offers the next buffer of `length` bytes; returns its address.
         fn offer(&mut self, queue: usize, length: u32, flags: u16) -> u64 {
-            let (memory, ring) = (&self.shared.memory, RINGS[queue]);
+            let (memory, ring) = (self.shared.memory.memory(), RINGS[queue]);
             let index = u64::from(self.offered);
             let address = BUFFERS + index * 0x4000;
             let descriptor = ring + index * 16;
@@ -412,11 +415,17 @@ mod tests {
         /// Lengths of the buffers that came back.
         fn used(&self, queue: usize) -> Vec<u32> {
             let used = RINGS[queue] + USED;
-            let count: u16 = self.shared.memory.read_obj(GuestAddress(used + 2)).unwrap();
+            let count: u16 = self
+                .shared
+                .memory
+                .memory()
+                .read_obj(GuestAddress(used + 2))
+                .unwrap();
             (0..u64::from(count))
                 .map(|n| {
                     self.shared
                         .memory
+                        .memory()
                         .read_obj(GuestAddress(used + 4 + n * 8 + 4))
                         .unwrap()
                 })
@@ -427,6 +436,7 @@ mod tests {
             let mut bytes = vec![0; length];
             self.shared
                 .memory
+                .memory()
                 .read_slice(&mut bytes, GuestAddress(address))
                 .unwrap();
             bytes
@@ -489,6 +499,7 @@ mod tests {
         driver
             .shared
             .memory
+            .memory()
             .write_slice(&[7; 200], GuestAddress(address))
             .unwrap();
         driver.offer(TX, HEADER as u32 - 1, 0);

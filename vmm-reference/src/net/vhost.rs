@@ -10,14 +10,16 @@ use vhost::net::VhostNet;
 use vhost::vhost_kern::net::Net;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddressSpace, GuestMemory, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Backend, DATA_PATH, QUEUES, Tap};
+use crate::memory::DeviceMemory;
 
 /// The data path in the host's kernel.
 pub struct Vhost {
-    vhost: Net<Arc<GuestMemoryMmap>>,
+    vhost: Net<DeviceMemory>,
+    memory: DeviceMemory,
     features: u64,
     tap: Arc<Tap>,
     kicks: Arc<[EventFd; QUEUES]>,
@@ -26,15 +28,28 @@ pub struct Vhost {
 
 impl Vhost {
     /// Fails if the host has no vhost-net, or not for this user.
-    pub fn new(
-        memory: Arc<GuestMemoryMmap>,
-        tap: Arc<Tap>,
-        kicks: Arc<[EventFd; QUEUES]>,
-    ) -> Result<Self> {
+    pub fn new(memory: DeviceMemory, tap: Arc<Tap>, kicks: Arc<[EventFd; QUEUES]>) -> Result<Self> {
         let vhost = Net::new(memory.clone())?;
         vhost.set_owner()?;
         let features = vhost.get_features()? & DATA_PATH;
-        let regions: Vec<_> = memory
+        let vhost = Vhost {
+            vhost,
+            memory,
+            features,
+            tap,
+            kicks,
+            started: false,
+        };
+        vhost.memory_changed()?;
+        Ok(vhost)
+    }
+}
+
+impl Backend for Vhost {
+    fn memory_changed(&self) -> Result<()> {
+        let regions: Vec<_> = self
+            .memory
+            .memory()
             .iter()
             .map(|region| VhostUserMemoryRegionInfo {
                 guest_phys_addr: region.start_addr().0,
@@ -44,18 +59,9 @@ impl Vhost {
                 mmap_handle: -1,
             })
             .collect();
-        vhost.set_mem_table(&regions)?;
-        Ok(Vhost {
-            vhost,
-            features,
-            tap,
-            kicks,
-            started: false,
-        })
+        Ok(self.vhost.set_mem_table(&regions)?)
     }
-}
 
-impl Backend for Vhost {
     fn features(&self) -> u64 {
         self.features
     }
