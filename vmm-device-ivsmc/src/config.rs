@@ -27,6 +27,8 @@ const MAX_VECTORS: u16 = 16;
 const NO_USER: u32 = u32::MAX;
 /// The CHIDs that Linux reserves for emulated ISM devices, except loopback's.
 const FABRIC_IDS: RangeInclusive<u16> = 0xff00..=0xfffe;
+/// The most bytes of all windows together that go into a snapshot: as many as the default options can have.
+const MAX_SNAPSHOT: u64 = 512 << 20;
 
 /// The options of one device. Serialised they have the names that they have on the command line, and a VMM can
 /// flatten them into a struct of its own.
@@ -224,7 +226,7 @@ pub enum ConfigError {
 }
 
 /// A size as one writes it in an option.
-struct Size(u64);
+pub(crate) struct Size(pub(crate) u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -401,6 +403,13 @@ impl Config {
             Some(gid) if gid.is_null() => Err(ConfigError::BadGid(gid.to_string())),
             _ => Ok(()),
         }
+    }
+
+    /// How many bytes of each window can go into a snapshot: 512 MiB divided by `max_peers`, whatever the other links
+    /// have. With `size` no larger than that, as it is by default, all of each window fits. A larger window fits as
+    /// long as no more of it is in use, which the peer has a say in: a snapshot is an error when it is.
+    pub fn snapshot_budget(&self) -> u64 {
+        MAX_SNAPSHOT / u64::from(self.max_peers.max(1))
     }
 
     /// Whether devices of this user are admitted beside those of the process's own user.

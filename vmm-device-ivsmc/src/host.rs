@@ -6,15 +6,16 @@ use std::io;
 
 use vmm_sys_util::eventfd::EventFd;
 
-pub use crate::pci::MsiMessage;
 use crate::{Event, Window};
 
 /// What the device needs of a VMM: memory in the guest, doorbells out of it, interrupts into it.
 ///
-/// The methods (but for [`event`](Self::event)) are called from vCPU threads (in [`Device::config_write`](crate::Device::config_write),
-/// [`Device::bar_write`](crate::Device::bar_write) and [`Device::move_bar`](crate::Device::move_bar)) and
-/// from the fabric thread, one at a time, while the device's lock is held: they must not call the device,
-/// nor wait for a thread that does.
+/// The methods are called one at a time, from the fabric thread and from whichever thread calls
+/// [`Device::place_registers`](crate::Device::place_registers), [`Device::place_windows`](crate::Device::place_windows),
+/// [`Device::reset`](crate::Device::reset) or [`Device::resume`](crate::Device::resume), under a lock of the device. So they
+/// must not call the device, and must not wait for a lock under which the VMM calls one of these, as that of an
+/// allocator may be: GSIs and memory slots are better taken before the device is made. A guest's accesses
+/// ([`Device::read`](crate::Device::read), [`Device::write`](crate::Device::write)) do not wait for these calls.
 pub trait Host: Send + Sync {
     /// Makes `window`, of link number `link`, guest memory at `gpa`. A link has one window at a
     /// time, so that `link` can serve to pick a memory slot.
@@ -26,20 +27,28 @@ pub trait Host: Send + Sync {
     /// Makes a guest's 4-byte store to `gpa` signal `fd`: a store of any value, or of exactly `value`.
     /// (Without a value a store of any width may: KVM matches an ioeventfd of no length fastest.)
     ///
-    /// `fd` was sent by a peer. It must be an error if it is no eventfd, as KVM_IOEVENTFD has it.
+    /// # Errors
+    /// `fd` was sent by a peer. If it is no eventfd, the error's kind has to be `InvalidInput`, which is what becomes
+    /// of KVM_IOEVENTFD's EINVAL: the link then ends as the peer's fault. Any other error is the VMM's.
     fn set_doorbell(&self, gpa: u64, value: Option<u32>, fd: &EventFd) -> io::Result<()>;
 
     /// Undoes [`set_doorbell`](Self::set_doorbell) with the same arguments.
     fn clear_doorbell(&self, gpa: u64, value: Option<u32>, fd: &EventFd) -> io::Result<()>;
 
-    /// With `Some`: from now on what is signalled through `fd` is delivered as this message (`fd` becomes the
-    /// irqfd of interrupt line `line`, or already is and only the message changes). With `None`: it is
-    /// not any more (the irqfd is taken off), and when this returns no interrupt of it is under way.
+    /// From now on a signal through `fd` is an interrupt of MSI-X vector `vector`: KVM_IRQFD on that vector's GSI. All
+    /// links share a vector's GSI, so there is one route for each vector, however many links. `fd` is also held by a
+    /// peer.
     ///
-    /// There are [`Device::lines`](crate::Device::lines) lines, counted from 0, each of which wants a GSI of
-    /// its own. A line has at most one `fd` at a time: before it gets another, the first is taken off.
-    /// After an error the line has to be as it was before.
-    fn set_line(&self, line: usize, fd: &EventFd, message: Option<MsiMessage>) -> io::Result<()>;
+    /// Masking is no matter of `fd`: what is signalled while the vector cannot be delivered may be dropped, if the VMM
+    /// delivers the vector once when it can be again. (So the pending bit of every masked vector may be set.)
+    fn connect_vector(&self, vector: usize, fd: &EventFd) -> io::Result<()>;
+
+    /// Undoes [`connect_vector`](Self::connect_vector) with the same arguments. When it returns, no interrupt of `fd` is
+    /// under way.
+    fn disconnect_vector(&self, vector: usize, fd: &EventFd) -> io::Result<()>;
+
+    /// An interrupt of vector 0: a link has changed. If it cannot be delivered now, it has to be delivered later.
+    fn raise(&self) -> io::Result<()>;
 
     /// Something happened that the VMM may want to tell its user. Unlike the other methods it is called with or
     /// without the device's lock held, so that calls from two threads may overlap. It must not call the device

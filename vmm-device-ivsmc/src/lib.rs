@@ -10,18 +10,14 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `config` | the options, their text and their rules |
-//! | `device`, `host` | what a VMM calls, and what it is asked for |
-//! | `core` | the state behind one lock, and what changes it |
-//! | `pci` | configuration space and MSI-X of any device |
-//! | `registers` | BAR0 |
-//! | `link` | a link's life, free of I/O |
-//! | `wiring`, `lines`, `window` | what a link has in the guest: doorbells, interrupts, memory |
-//! | `handshake`, `wire` | the protocol between devices, free of I/O |
-//! | `fabric`, `socket` | the thread that speaks it |
-//! | `connectors`, `folder` | whom it joins and when, and which sockets are in a folder |
-//! | `state` | what goes into a snapshot |
+//! | `device`, `host` | what a VMM calls, and what it is asked for; what goes into a snapshot |
+//! | `guest` | what the guest sees: BAR0's `registers`, each `link`'s life, and what links have in the guest (`wiring`, `wirings`) |
+//! | `memory` | the `window` that a link has, and its `content` in a snapshot |
+//! | `fabric` | the thread that makes links, and what it says: `handshake`, `wire`, `socket`; whom it joins and when: `connectors`, `folder` |
+//! | `config`, `gid` | the options, their text and their rules; a device's name |
 //! | `counters`, `event` | what is counted, and what is told |
+//!
+//! PCI's configuration space and MSI-X are the VMM's, which has them for its other devices already.
 
 // Cloud Hypervisor's workspace denies these.
 #![warn(
@@ -38,40 +34,29 @@
 )]
 
 mod config;
-mod connectors;
-mod core;
 mod counters;
 mod device;
 mod event;
 mod fabric;
-mod folder;
 mod gid;
-mod handshake;
+mod guest;
 mod host;
-mod lines;
-mod link;
-pub mod pci;
-mod registers;
-mod socket;
-mod state;
+mod memory;
 #[cfg(test)]
 mod test_utils;
 #[cfg(test)]
 mod tests;
-mod window;
-mod wire;
-mod wiring;
+
+use fabric::{connectors, folder, handshake, socket, wire};
 
 pub use config::{Config, ConfigError};
 pub use counters::Counters;
-pub use device::{Device, Error};
+pub use device::{Device, DeviceState, Error, StateError};
 pub use event::{Event, EventKind};
 pub use fabric::Fabric;
 pub use gid::Gid;
-pub use host::{Host, MsiMessage};
-pub use pci::{BarMove, BarSpec};
-pub use state::DeviceState;
-pub use window::Window;
+pub use host::Host;
+pub use memory::window::Window;
 
 /// The README's example compiles.
 #[cfg(doctest)]

@@ -2,7 +2,7 @@
 
 //! A VMM without a VM, for tests: it notes what the device asks for, and plays KVM's part.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::mem::{self, ManuallyDrop};
@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex, MutexGuard, Once};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::pci::MsiMessage;
 use crate::{Event, EventKind, Host, Window};
 
 #[derive(Default)]
@@ -21,13 +20,15 @@ struct Inner {
     windows: BTreeMap<u64, (usize, u64, usize)>,
     /// The device keeps these descriptors open as long as they are here.
     doorbells: BTreeMap<(u64, Option<u32>), RawFd>,
-    lines: BTreeMap<usize, (EventFd, MsiMessage)>,
+    /// The eventfds connected to each vector, which the device keeps open as well.
+    vectors: BTreeMap<usize, Vec<RawFd>>,
+    /// Vector 0 was raised.
+    is_raised: bool,
 }
 
 #[derive(Default)]
 pub struct FakeHost {
     inner: Mutex<Inner>,
-    fail_lines: AtomicBool,
     fail_windows: AtomicBool,
     events: Mutex<Vec<Event>>,
 }
@@ -39,10 +40,6 @@ impl FakeHost {
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap()
-    }
-
-    pub fn fail_lines(&self, fail: bool) {
-        self.fail_lines.store(fail, Ordering::Relaxed);
     }
 
     pub fn fail_windows(&self, fail: bool) {
@@ -61,13 +58,30 @@ impl FakeHost {
         bells.iter().any(Option::is_some)
     }
 
-    /// The interrupts that have been delivered since the last call, by line.
-    pub fn interrupts(&self) -> Vec<(usize, MsiMessage)> {
+    /// The vectors that have been interrupted since the last call.
+    pub fn interrupts(&self) -> Vec<usize> {
+        let mut inner = self.inner();
+        let mut interrupted = BTreeSet::new();
+        if mem::take(&mut inner.is_raised) {
+            interrupted.insert(0);
+        }
+        for (&vector, fds) in &inner.vectors {
+            for &fd in fds {
+                // SAFETY: it is open, and stays the device's.
+                let fd = ManuallyDrop::new(unsafe { EventFd::from_raw_fd(fd) });
+                if fd.read().is_ok() {
+                    interrupted.insert(vector);
+                }
+            }
+        }
+        interrupted.into_iter().collect()
+    }
+
+    /// How many eventfds are connected to each vector.
+    pub fn connected(&self) -> BTreeMap<usize, usize> {
         let inner = self.inner();
-        let taken = inner.lines.iter().filter(|(_, (fd, _))| fd.read().is_ok());
-        taken
-            .map(|(&line, &(_, message))| (line, message))
-            .collect()
+        let vectors = inner.vectors.iter();
+        vectors.map(|(&vector, fds)| (vector, fds.len())).collect()
     }
 
     /// The events since the last call.
@@ -106,7 +120,7 @@ impl FakeHost {
     /// Nothing of the device is left in the guest.
     pub fn is_empty(&self) -> bool {
         let inner = self.inner();
-        inner.windows.is_empty() && inner.doorbells.is_empty() && inner.lines.is_empty()
+        inner.windows.is_empty() && inner.doorbells.is_empty() && inner.vectors.is_empty()
     }
 }
 
@@ -158,20 +172,25 @@ impl Host for FakeHost {
         Ok(())
     }
 
-    fn set_line(&self, line: usize, fd: &EventFd, message: Option<MsiMessage>) -> io::Result<()> {
-        if self.fail_lines.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::OutOfMemory.into());
+    fn connect_vector(&self, vector: usize, fd: &EventFd) -> io::Result<()> {
+        let fds = &mut self.inner().vectors;
+        fds.entry(vector).or_default().push(fd.as_raw_fd());
+        Ok(())
+    }
+
+    fn disconnect_vector(&self, vector: usize, fd: &EventFd) -> io::Result<()> {
+        let vectors = &mut self.inner().vectors;
+        let fds = vectors.get_mut(&vector).unwrap();
+        let at = fds.iter().position(|&other| other == fd.as_raw_fd());
+        fds.remove(at.expect("it is not connected"));
+        if fds.is_empty() {
+            vectors.remove(&vector);
         }
-        let mut inner = self.inner();
-        match message {
-            Some(message) => {
-                inner.lines.insert(line, (fd.try_clone()?, message));
-            }
-            None => assert!(
-                inner.lines.remove(&line).is_some(),
-                "line {line} is not there"
-            ),
-        }
+        Ok(())
+    }
+
+    fn raise(&self) -> io::Result<()> {
+        self.inner().is_raised = true;
         Ok(())
     }
 

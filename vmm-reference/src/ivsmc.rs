@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The ivsmc device's host: its windows are KVM memory slots, its doorbells ioeventfds, its interrupt
-//! lines irqfds.
+//! The ivsmc device on the PCI bus, and its host: windows are KVM memory slots, doorbells ioeventfds, and what peers
+//! signal are irqfds of the vectors' GSIs.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -12,24 +11,24 @@ use anyhow::{Context, Result};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use log::error;
-use vmm_device_ivsmc::pci::{BarMove, BarSpec};
-use vmm_device_ivsmc::{Device, Host, MsiMessage, Window};
+use vmm_device_ivsmc::{Device, Host, Window};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::interrupts::{Interrupts, Line};
+use crate::interrupts::{Interrupts, Vector};
 use crate::lock;
 use crate::options::{self, Seccomp};
-use crate::pci::Function;
+use crate::pci::{self, BarMove, BarSpec, ConfigSpace, Function, Identity, Msix};
 use crate::seccomp::Thread;
+
+const MSIX_CAPABILITY: u8 = 0x40;
+const VENDOR_CAPABILITY: u8 = 0x50;
 
 /// KVM, as a device needs it.
 struct KvmHost {
     vm: Arc<VmFd>,
-    interrupts: Arc<Interrupts>,
     /// The memory slot of link 0's window; the other links' follow.
     first_slot: u32,
-    /// Lines are made when they are first used: of many a device never has need.
-    lines: Mutex<HashMap<usize, Line>>,
+    vectors: Vec<Arc<Vector>>,
 }
 
 impl KvmHost {
@@ -44,6 +43,13 @@ impl KvmHost {
         // SAFETY: the window is a mapping of at least this size, and the device keeps it until it has taken
         // it out of the guest or the guest's processors have ended.
         Ok(unsafe { self.vm.set_user_memory_region(region) }?)
+    }
+}
+
+impl KvmHost {
+    fn vector(&self, vector: usize) -> io::Result<&Vector> {
+        let vector = self.vectors.get(vector);
+        Ok(vector.ok_or(io::ErrorKind::InvalidInput)?)
     }
 }
 
@@ -72,16 +78,16 @@ impl Host for KvmHost {
         }?)
     }
 
-    fn set_line(&self, line: usize, fd: &EventFd, message: Option<MsiMessage>) -> io::Result<()> {
-        let mut lines = lock(&self.lines);
-        match (lines.get(&line), message) {
-            (Some(line), _) => line.set(fd, message),
-            (None, Some(_)) => lines
-                .entry(line)
-                .or_insert_with(|| self.interrupts.line())
-                .set(fd, message),
-            (None, None) => Ok(()),
-        }
+    fn connect_vector(&self, vector: usize, fd: &EventFd) -> io::Result<()> {
+        self.vector(vector)?.connect(fd)
+    }
+
+    fn disconnect_vector(&self, vector: usize, fd: &EventFd) -> io::Result<()> {
+        self.vector(vector)?.disconnect(fd)
+    }
+
+    fn raise(&self) -> io::Result<()> {
+        self.vector(0)?.raise()
     }
 }
 
@@ -89,6 +95,14 @@ impl Host for KvmHost {
 pub struct Ivsmc {
     name: String,
     device: Arc<Device>,
+    bars: [BarSpec; 3],
+    config: Mutex<Config>,
+}
+
+/// What of PCI the guest can write. Its lock is not held while the device is called.
+struct Config {
+    space: ConfigSpace,
+    msix: Msix,
 }
 
 /// The thread that makes a device's links. Dropping it ends the device.
@@ -99,23 +113,27 @@ pub struct FabricThread {
 
 impl Ivsmc {
     /// Makes the device and starts its thread. Its windows take as many memory slots as it can have
-    /// peers, from `first_slot` on.
+    /// peers, from `first_slot` on. It has no links before [`FabricThread::resume`].
     pub fn new(
         vm: Arc<VmFd>,
-        interrupts: Arc<Interrupts>,
+        interrupts: &Arc<Interrupts>,
         options: &options::Ivsmc,
         first_slot: u32,
         seccomp: Seccomp,
     ) -> Result<(Self, FabricThread)> {
-        let lines = Mutex::new(HashMap::new());
+        let options::Ivsmc { id, config } = options;
+        let name = format!("--ivsmc path={}", config.path.display());
+        let vectors: Vec<_> = (0..config.vectors)
+            .map(|_| Arc::new(interrupts.vector()))
+            .collect();
         let host = KvmHost {
             vm,
-            interrupts,
             first_slot,
-            lines,
+            vectors: vectors.clone(),
         };
-        let options::Ivsmc { id, config } = options;
         let (device, fabric) = Device::new(id, config.clone(), Arc::new(host), None)?;
+        let bars = bars(&device);
+        let config = Config::new(name.clone(), &bars, vectors);
         let body = move || match Thread::Fabric.confine(seccomp) {
             Ok(()) => fabric.run(),
             Err(error) => error!("an ivsmc device gets no links: {error:#}"),
@@ -125,8 +143,55 @@ impl Ivsmc {
             device: device.clone(),
             thread: Some(thread.context("an ivsmc device's thread")?),
         };
-        let name = format!("--ivsmc path={}", config.path.display());
-        Ok((Ivsmc { name, device }, thread))
+        let config = Mutex::new(config);
+        let ivsmc = Ivsmc {
+            name,
+            device,
+            bars,
+            config,
+        };
+        Ok((ivsmc, thread))
+    }
+}
+
+fn bars(device: &Device) -> [BarSpec; 3] {
+    let bar = |index, size, wide| BarSpec {
+        index,
+        size,
+        is_64bit: wide,
+        prefetchable: wide,
+    };
+    [
+        bar(Device::REGISTERS_BAR, Device::REGISTERS_SIZE, false),
+        bar(Device::MSIX_BAR, pci::MSIX_BAR_SIZE, false),
+        bar(Device::WINDOWS_BAR, device.windows_size(), true),
+    ]
+}
+
+impl Config {
+    fn new(name: String, bars: &[BarSpec], vectors: Vec<Arc<Vector>>) -> Self {
+        let identity = Identity {
+            vendor: Device::VENDOR,
+            device: Device::DEVICE,
+            subsystem_vendor: Device::SUBSYSTEM_VENDOR,
+            subsystem: Device::SUBSYSTEM,
+            revision: Device::REVISION,
+            class: Device::CLASS,
+        };
+        let msix = Msix::new(name, vectors);
+        let mut space = ConfigSpace::new(identity, bars);
+        let body = msix.capability(Device::MSIX_BAR as u8);
+        space.add_capability(MSIX_CAPABILITY, Msix::CAPABILITY, &body, &Msix::WRITABLE);
+        let (id, body) = (Device::VENDOR_CAPABILITY_ID, Device::VENDOR_CAPABILITY);
+        space.add_capability(VENDOR_CAPABILITY, id, &body, &[]);
+        Config { space, msix }
+    }
+}
+
+impl FabricThread {
+    /// The VM runs: the device accepts and joins peers.
+    pub fn resume(&self) {
+        self.device.resume();
     }
 }
 
@@ -149,30 +214,90 @@ impl Function for Ivsmc {
     }
 
     fn bars(&self) -> Vec<BarSpec> {
-        self.device.bars().to_vec()
+        self.bars.to_vec()
     }
 
     fn config_read(&self, register: usize) -> u32 {
-        self.device.config_read(register)
+        lock(&self.config).space.read(register)
     }
 
     fn config_write(&self, register: usize, offset: usize, data: &[u8]) -> Vec<BarMove> {
-        self.device.config_write(register, offset, data)
+        let mut config = lock(&self.config);
+        let moves = config.space.write(register, offset, data);
+        if register == usize::from(MSIX_CAPABILITY) / 4 {
+            let control = usize::from(MSIX_CAPABILITY) + Msix::CONTROL;
+            let control = config.space.read_u16(control);
+            config.msix.set_control(control);
+        }
+        moves
     }
 
     fn move_bar(&self, bar: usize, address: u64) -> io::Result<()> {
-        self.device.move_bar(bar, address)
+        // At zero it is nowhere.
+        let somewhere = Some(address).filter(|&address| address != 0);
+        match bar {
+            Device::REGISTERS_BAR => self.device.place_registers(somewhere)?,
+            Device::WINDOWS_BAR => self.device.place_windows(somewhere)?,
+            _ => {}
+        }
+        lock(&self.config).space.place(bar, address);
+        Ok(())
     }
 
     fn keep_bar(&self, bar: usize) {
-        self.device.keep_bar(bar);
+        lock(&self.config).space.keep(bar);
     }
 
     fn bar_read(&self, bar: usize, offset: u64, data: &mut [u8]) {
-        self.device.bar_read(bar, offset, data);
+        match bar {
+            Device::REGISTERS_BAR => self.device.read(offset, data),
+            Device::MSIX_BAR => lock(&self.config).msix.read(offset, data),
+            // No memory stands behind what the guest reads of BAR2 here.
+            _ => {}
+        }
     }
 
     fn bar_write(&self, bar: usize, offset: u64, data: &[u8]) {
-        self.device.bar_write(bar, offset, data);
+        match bar {
+            Device::REGISTERS_BAR => self.device.write(offset, data),
+            Device::MSIX_BAR => lock(&self.config).msix.write(offset, data),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interrupts::test_utils::FakeKvm;
+
+    #[test]
+    fn a_guest_that_knows_ivshmem_finds_it() {
+        let bar = |index, size, is_64bit| BarSpec {
+            index,
+            size,
+            is_64bit,
+            prefetchable: is_64bit,
+        };
+        let bars = [
+            bar(0, 0x4000, false),
+            bar(1, 0x1000, false),
+            bar(2, 1 << 24, true),
+        ];
+        let interrupts = FakeKvm::default().interrupts();
+        let vectors = (0..2).map(|_| Arc::new(interrupts.vector())).collect();
+        let mut config = Config::new("test".into(), &bars, vectors);
+        config.space.place(2, 0x40_0000_0000);
+        let read = |at: usize| config.space.read(at / 4);
+        assert_eq!(read(0), 0x1110_1af4);
+        assert_eq!(read(8), 0x0500_0001);
+        assert_eq!(read(0x2c), 0x1100_1af4);
+        assert_eq!(read(0x3c), 0);
+        assert_eq!(read(0x34), 0x40);
+        assert_eq!(read(0x40), 0x0001_5011);
+        assert_eq!((read(0x44), read(0x48)), (1, 0x801));
+        assert_eq!(read(0x50), 0x0110_0009);
+        assert_eq!((read(0x54), read(0x58), read(0x5c)), (0x4d53_5649, 0x10, 0));
+        assert_eq!((read(0x18), read(0x1c)), (0xc, 0x40));
     }
 }

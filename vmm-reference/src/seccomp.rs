@@ -59,12 +59,7 @@ const COMMON: &[i64] = &[
 
 /// Running a guest, and what virtio-net does when it writes its registers. ioctl's requests are not looked at,
 /// for a filter that looks at arguments would run at each exit; one that does not is run once.
-const VCPU: &[i64] = &[
-    libc::SYS_dup,
-    libc::SYS_eventfd2,
-    libc::SYS_fcntl,
-    libc::SYS_ioctl,
-];
+const VCPU: &[i64] = &[libc::SYS_eventfd2, libc::SYS_fcntl, libc::SYS_ioctl];
 
 /// Waiting for events.
 const EPOLL: &[i64] = &[

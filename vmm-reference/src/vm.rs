@@ -23,7 +23,7 @@ use vmm_sys_util::terminal::Terminal;
 
 use crate::bus::{Bus, Exit};
 use crate::interrupts::Interrupts;
-use crate::ivsmc::Ivsmc;
+use crate::ivsmc::{FabricThread, Ivsmc};
 use crate::net::{Net, Tap};
 use crate::options::{Options, Seccomp};
 use crate::pci::Pci;
@@ -85,8 +85,7 @@ pub fn run(parts: &Parts, signals: &Signals) -> Result<Exit> {
     let mut fabrics = Vec::new();
     let mut slot = memory.num_regions() as u32;
     for ivsmc in &options.ivsmc {
-        let (vm, interrupts) = (vm.clone(), interrupts.clone());
-        let (device, fabric) = Ivsmc::new(vm, interrupts, ivsmc, slot, options.seccomp)?;
+        let (device, fabric) = Ivsmc::new(vm.clone(), &interrupts, ivsmc, slot, options.seccomp)?;
         fabrics.push(fabric);
         pci.add(Arc::new(device))?;
         slot += u32::from(ivsmc.config.max_peers);
@@ -113,6 +112,8 @@ pub fn run(parts: &Parts, signals: &Signals) -> Result<Exit> {
     for (id, vcpu) in vcpus.into_iter().enumerate() {
         processors.start(id, vcpu, bus.clone(), options.seccomp)?;
     }
+    // Not earlier: a VM that never runs joins nobody.
+    fabrics.iter().for_each(FabricThread::resume);
     let nmi = || {
         processors.tell_where_they_are();
         send_nmi(&vm);

@@ -11,8 +11,8 @@ use std::os::unix::net::UnixListener;
 
 use super::hostile::{HIGH, LOW, OFFER, Scene, eventfd, settled_descriptors};
 use super::*;
+use crate::fabric::wire::{Bye, Message};
 use crate::test_utils::{keep_log, logged};
-use crate::wire::{Bye, Message};
 use crate::{EventKind, Window};
 
 /// How soon a device notices what has become of its socket's file.

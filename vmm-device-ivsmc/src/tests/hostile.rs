@@ -14,8 +14,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::Window;
-use crate::socket::{Packet, Socket, own_user};
-use crate::wire::{Bye, Hello, Message};
+use crate::fabric::socket::{Packet, Socket, own_user};
+use crate::fabric::wire::{Bye, Hello, Message};
 
 /// Our GIDs: a hostile client is side 0 or side 1 to the device, whose GID is in between.
 pub const LOW: u8 = 1;
@@ -27,7 +27,7 @@ pub struct Scene {
     pub folder: tempfile::TempDir,
     pub vm: Vm,
     pub good: Vm,
-    pub expected: Vec<u32>,
+    pub expected: Vec<usize>,
 }
 
 impl Scene {
@@ -42,7 +42,6 @@ impl Scene {
         good.eventually_up(0);
         vm.eventually_up(0);
         vm.claim(0);
-        good.enable_msix();
         good.vectors();
         Scene {
             folder,
@@ -220,6 +219,38 @@ fn a_client_that_does_everything_right_gets_a_link() {
     assert_eq!(scene.vm.device.counters().protocol_errors, 1);
 }
 
+/// Finding 5.8: one for each link and vector.
+#[test]
+fn vectors_have_one_route_each_however_many_links() {
+    const LINKS: u8 = 20;
+    let folder = tempfile::tempdir().unwrap();
+    let vm = Vm::start(Config {
+        gid: gid(0xff),
+        max_peers: 64,
+        vectors: 16,
+        ..options(folder.path(), "a", &[])
+    });
+    let window = Window::create(WINDOW, false).unwrap();
+    let bell = eventfd();
+    let clients: Vec<Client> = (1..=LINKS)
+        .map(|first| {
+            let client = Client(Socket::connect(&folder.path().join("a")).unwrap());
+            client.hello(first);
+            client.next();
+            client.send(OFFER, &[window.file().as_raw_fd(), bell.as_raw_fd()]);
+            client.next();
+            client
+        })
+        .collect();
+    assert_eq!(vm.links(), u64::from(LINKS));
+    let all = (0..16).map(|vector| (vector, usize::from(LINKS)));
+    assert_eq!(vm.host.connected(), all.collect());
+    drop(clients);
+    eventually("the links are gone", || vm.links() == 0);
+    assert!(vm.host.connected().is_empty());
+    vm.stop();
+}
+
 #[test]
 fn bytes_that_are_no_message() {
     let scene = Scene::new();
@@ -341,7 +372,7 @@ fn descriptors_that_are_not_what_they_should_be() {
             "{message:?} {descriptors:?}"
         );
     }
-    // What should be an eventfd and is none is for KVM to say, or here for the fake VMM.
+    // What should be an eventfd and is none is for KVM to say, or here for the fake VMM; it is the peer's fault.
     for (first, message, descriptors) in [
         (LOW, OFFER, vec![good_fd, null_fd]),
         (HIGH, ACCEPT, vec![null_fd]),
@@ -349,8 +380,10 @@ fn descriptors_that_are_not_what_they_should_be() {
         let client = scene.connect();
         client.hello(first);
         client.send(message, &descriptors);
-        assert_eq!(client.end(), Some(Bye::Internal));
+        assert_eq!(client.end(), Some(Bye::Protocol));
     }
+    let counters = scene.vm.device.counters();
+    assert_eq!((counters.protocol_errors, counters.host_errors), (14, 0));
     for count in [1, 17, 18, 19, 253] {
         let client = scene.connect();
         send_many(&client.0, &hello(LOW).encode(), &vec![null_fd; count]);

@@ -16,7 +16,7 @@ const DEVICES: usize = 64;
 /// The smallest there is.
 const SMALL: u64 = 2 << 20;
 /// Descriptors of a device, and of each end of a link with one vector: connection, window, doorbell, interrupt line.
-const OF_DEVICE: usize = 6;
+const OF_DEVICE: usize = 5;
 const OF_LINK: usize = 4;
 /// What the rest of the process, and handshakes under way, may need.
 const OTHERS: usize = 500;
@@ -195,7 +195,7 @@ fn full_mesh() {
         assert_eq!(sum("links_up"), 2 * links as u64, "a link came up twice");
     }
     assert_eq!(wakes, 0, "threads run though nothing happens");
-    assert_eq!(now.0 - before.0, count * 5 + 2 * links * OF_LINK);
+    assert_eq!(now.0 - before.0, count * 4 + 2 * links * OF_LINK);
     assert_eq!(now.1 - before.1, count);
     // All at once, as when all guests of a host reboot.
     let start = Instant::now();

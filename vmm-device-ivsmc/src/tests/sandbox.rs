@@ -10,7 +10,7 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
 use super::*;
 use crate::Fabric;
-use crate::socket::Socket;
+use crate::fabric::socket::Socket;
 
 /// From now on this thread ends the process when it makes any other system call.
 fn confine(syscalls: &[i64]) {
@@ -45,9 +45,8 @@ fn start_confined_with(config: Config, state: Option<&DeviceState>) -> Vm {
         Device::new("test", config, host.clone(), state).unwrap()
     };
     let (device, fabric) = thread::scope(|scope| scope.spawn(make).join()).unwrap();
-    for (bar, address) in [BAR0, BAR1, BAR2].into_iter().enumerate() {
-        device.move_bar(bar, address).unwrap();
-    }
+    place(&device);
+    device.resume();
     let thread = Some(thread::spawn(move || {
         confine(Fabric::SYSCALLS);
         fabric.run();
@@ -61,13 +60,9 @@ fn start_confined_with(config: Config, state: Option<&DeviceState>) -> Vm {
 
 /// What a guest does, on a thread that is confined as a vCPU's.
 fn guest(vm: &Vm) {
-    vm.enable_msix();
-    vm.write_bar(1, 12, 1);
-    vm.device.config_read(0);
-    vm.read_bar(1, 0x800);
-    vm.write_bar(1, 12, 0);
-    vm.device.move_bar(0, BAR0 + 0x8000).unwrap();
-    vm.device.move_bar(2, 2 * BAR2).unwrap();
+    vm.read(0);
+    vm.device.place_registers(Some(BAR0 + 0x8000)).unwrap();
+    vm.device.place_windows(Some(2 * BAR2)).unwrap();
     vm.claim(0);
     vm.let_go(0);
 }
@@ -96,7 +91,6 @@ fn a_life_in_the_sandbox() {
     let huge = start_confined(huge);
     for _ in 0..3 {
         eventually("up", || a.links() == 1 && b.links() == 1);
-        a.enable_msix();
         let link = u64::from(a.link_state(0) != UP);
         a.claim(link);
         b.device.reset();
@@ -151,7 +145,6 @@ fn a_life_in_the_sandbox() {
     };
     let state = thread::scope(|scope| scope.spawn(snapshot).join()).unwrap();
     let moved = start_confined_with(moved, Some(&state));
-    moved.device.resume();
     moved.let_go(0);
     eventually("it joins", || moved.links() == 1);
     // A guest unplugs its device.

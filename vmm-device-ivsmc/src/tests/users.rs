@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use super::*;
 use crate::EventKind;
-use crate::socket::own_user;
+use crate::fabric::socket::own_user;
 
 /// How long to wait for what should not come.
 const A_MOMENT: Duration = Duration::from_millis(400);
@@ -25,9 +25,8 @@ fn start_as(user: u32, config: Config) -> Vm {
         Device::new("test", config, host.clone(), None).unwrap()
     };
     let (device, fabric) = thread::scope(|scope| scope.spawn(make).join()).unwrap();
-    for (bar, address) in [BAR0, BAR1, BAR2].into_iter().enumerate() {
-        device.move_bar(bar, address).unwrap();
-    }
+    place(&device);
+    device.resume();
     let thread = Some(thread::spawn(move || {
         become_user();
         fabric.run();

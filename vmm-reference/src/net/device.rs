@@ -16,16 +16,15 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MAC;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
-use vmm_device_ivsmc::pci::{BarMove, BarSpec, ConfigSpace, Identity, Msix};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::userspace::Userspace;
 use super::vhost::Vhost;
 use super::{Backend, DATA_PATH, OFFLOADS, QUEUE_SIZE, QUEUES, Tap};
-use crate::interrupts::{Interrupts, Line};
+use crate::interrupts::{Interrupts, eventfd, share};
 use crate::lock;
 use crate::options::{self, Seccomp};
-use crate::pci::Function;
+use crate::pci::{BarMove, BarSpec, ConfigSpace, Function, Identity, MSIX_BAR_SIZE, Msix};
 
 /// BAR0 holds virtio's structures, BAR1 MSI-X.
 const BARS: [BarSpec; 2] = [
@@ -37,12 +36,11 @@ const BARS: [BarSpec; 2] = [
     },
     BarSpec {
         index: 1,
-        size: 0x1000,
+        size: MSIX_BAR_SIZE,
         is_64bit: false,
         prefetchable: false,
     },
 ];
-const PENDING_BITS: u64 = 0x800;
 
 /// virtio's structures in BAR0: offset and length.
 const COMMON: (u64, u64) = (0, 0x38);
@@ -80,8 +78,8 @@ pub struct Net {
 struct State {
     space: ConfigSpace,
     msix: Msix,
-    /// For each vector what raises it, and its line to KVM.
-    vectors: Vec<(EventFd, Line)>,
+    /// What raises each vector.
+    calls: Vec<EventFd>,
     backend: Box<dyn Backend>,
     transport: Transport,
 }
@@ -198,10 +196,6 @@ fn half(features: u64, select: u32) -> u32 {
     features.checked_shr(select.saturating_mul(32)).unwrap_or(0) as u32
 }
 
-fn eventfd() -> io::Result<EventFd> {
-    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-}
-
 impl Net {
     /// A device on `tap`.
     pub fn new(
@@ -232,9 +226,17 @@ impl Net {
             revision: 1,
             class: [2, 0, 0],
         };
-        let msix = Msix::new(VECTORS);
+        let name = format!("--net tap={}", options.tap);
+        let (mut calls, mut vectors) = (Vec::new(), Vec::new());
+        for _ in 0..VECTORS {
+            let (call, vector) = (eventfd()?, interrupts.vector());
+            vector.connect(&call)?;
+            calls.push(call);
+            vectors.push(Arc::new(vector));
+        }
+        let msix = Msix::new(name.clone(), vectors);
         let mut space = ConfigSpace::new(identity, &BARS);
-        let body = msix.capability(1, 0, PENDING_BITS as u32);
+        let body = msix.capability(1);
         space.add_capability(MSIX_CAPABILITY, Msix::CAPABILITY, &body, &Msix::WRITABLE);
         for (at, kind, (offset, length)) in CAPABILITIES {
             // Length of the capability, type, BAR, and padding.
@@ -247,13 +249,9 @@ impl Net {
             }
             space.add_capability(at, VENDOR_CAPABILITY, &body, &[]);
         }
-        let mut vectors = Vec::new();
-        for _ in 0..VECTORS {
-            vectors.push((eventfd()?, interrupts.line()));
-        }
         let transport = Transport::new()?;
         Ok(Net {
-            name: format!("--net tap={}", options.tap),
+            name,
             mac: options.mac,
             vm,
             memory,
@@ -261,7 +259,7 @@ impl Net {
             state: Mutex::new(State {
                 space,
                 msix,
-                vectors,
+                calls,
                 backend,
                 transport,
             }),
@@ -325,8 +323,8 @@ impl Net {
             queue.set_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
             Ok(queue)
         };
-        let call = |vector: u16| match state.vectors.get(usize::from(vector)) {
-            Some((event, _)) => event.try_clone(),
+        let call = |vector: u16| match state.calls.get(usize::from(vector)) {
+            Some(call) => share(call),
             // Nobody wants to hear of this queue.
             None => eventfd(),
         };
@@ -341,15 +339,6 @@ impl Net {
 impl State {
     fn features(&self) -> u64 {
         1 << VIRTIO_NET_F_MAC | OFFLOADS | self.backend.features() & DATA_PATH
-    }
-
-    /// Brings KVM to what the MSI-X table says of `vector`.
-    fn update_vector(&self, vector: usize) {
-        if let Some((event, line)) = self.vectors.get(vector)
-            && let Err(error) = line.set(event, self.msix.message(vector))
-        {
-            warn!("an interrupt of a network device cannot be set: {error}");
-        }
     }
 }
 
@@ -374,7 +363,6 @@ impl Function for Net {
                 .space
                 .read_u16(usize::from(MSIX_CAPABILITY) + Msix::CONTROL);
             state.msix.set_control(control);
-            (0..usize::from(VECTORS)).for_each(|vector| state.update_vector(vector));
         }
         moves
     }
@@ -399,11 +387,7 @@ impl Function for Net {
     fn bar_read(&self, bar: usize, offset: u64, data: &mut [u8]) {
         let state = lock(&self.state);
         if bar == BARS[1].index {
-            match offset.checked_sub(PENDING_BITS) {
-                // What is pending waits in an eventfd, where it cannot be seen.
-                Some(offset) => state.msix.read_pending(offset, data, |_| false),
-                None => state.msix.read_table(offset, data),
-            }
+            state.msix.read(offset, data);
             return;
         }
         let common = state.transport.read(state.features());
@@ -424,9 +408,7 @@ impl Function for Net {
         const STATUS: u64 = 0x14;
         let mut state = lock(&self.state);
         if bar == BARS[1].index {
-            if let Some(vector) = state.msix.write_table(offset, data) {
-                state.update_vector(vector);
-            }
+            state.msix.write(offset, data);
         } else if let (STATUS, [status]) = (offset, data) {
             self.set_status(&mut state, *status);
         } else if offset < COMMON.1 {

@@ -2,8 +2,6 @@
 
 //! A type 0 configuration space: identity, BARs that can be sized and moved, capabilities.
 
-use serde::{Deserialize, Serialize};
-
 const REGISTERS: usize = 64;
 const BARS: usize = 6;
 
@@ -58,12 +56,6 @@ pub struct BarMove {
     pub new: u64,
     /// Its size in bytes.
     pub size: u64,
-}
-
-/// The registers of a configuration space, for a snapshot.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConfigSpaceState {
-    registers: Vec<u32>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -251,39 +243,6 @@ impl ConfigSpace {
             self.bytes[at + n] = self.bytes[at + n] & !mask | byte & mask;
         }
     }
-
-    /// As after a reset, but that the BARs stay where the VMM (as a firmware would) has placed them.
-    pub fn reset(&mut self) {
-        for (byte, mask) in self.bytes.iter_mut().zip(self.writable) {
-            *byte &= !mask;
-        }
-        self.sizing = [false; BARS];
-        for n in 0..self.bars.len() {
-            self.keep(self.bars[n].spec.index);
-        }
-    }
-
-    /// What a snapshot needs.
-    pub fn state(&self) -> ConfigSpaceState {
-        ConfigSpaceState {
-            registers: (0..REGISTERS).map(|n| self.read(n)).collect(),
-        }
-    }
-
-    /// Takes over what the guest could have written; the rest stays this device's own. The BARs are placed
-    /// where the registers say: the VMM finds them there with [`placed`](Self::placed).
-    pub fn restore(&mut self, state: &ConfigSpaceState) {
-        let saved = state
-            .registers
-            .iter()
-            .flat_map(|register| register.to_le_bytes());
-        for ((byte, mask), saved) in self.bytes.iter_mut().zip(self.writable).zip(saved) {
-            *byte = *byte & !mask | saved & mask;
-        }
-        for n in 0..self.bars.len() {
-            self.bars[n].placed = self.address(self.bars[n].spec);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -395,30 +354,5 @@ mod tests {
         space.write(64, 0, &[1]);
         space.write(usize::MAX, usize::MAX, &[1; 9]);
         assert_eq!(space.read(0), 0x1110_1af4);
-    }
-
-    #[test]
-    fn reset_and_restore() {
-        let mut space = space();
-        write(&mut space, 0x3c, 11);
-        write(&mut space, 0x40, u32::MAX);
-        let state = space.state();
-        space.reset();
-        assert_eq!(
-            (space.read(0x3c / 4), space.read(0x40 / 4)),
-            (0, 0x0003_5011)
-        );
-        assert_eq!(space.placed(2), Some(0x10_0000_0000));
-        space.restore(&state);
-        assert_eq!(
-            (space.read(0x3c / 4), space.read(0x40 / 4)),
-            (11, 0xc003_5011)
-        );
-        assert_eq!(space.state(), state);
-        let mut hostile = state.clone();
-        hostile.registers = vec![u32::MAX; 1000];
-        space.restore(&hostile);
-        assert_eq!(space.read(0), 0x1110_1af4);
-        space.restore(&ConfigSpaceState::default());
     }
 }

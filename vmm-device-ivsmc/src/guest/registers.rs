@@ -3,7 +3,7 @@
 //! BAR0: ivshmem's registers, ivsmc's on top, the link table and the doorbells, as docs/device.md has them.
 
 use crate::Gid;
-use crate::link::{Action, Event, LinkTable, State};
+use crate::guest::link::{Action, Input, LinkState, LinkTable};
 
 /// Size of BAR0 in bytes.
 pub const SIZE: u64 = 0x4000;
@@ -87,9 +87,9 @@ impl Registers {
         let peer = link.peer();
         Some(match field {
             0x00 => match link.state() {
-                State::Down => 0,
-                State::Up => 1,
-                State::Lost => 2,
+                LinkState::Down => 0,
+                LinkState::Up => 1,
+                LinkState::Lost => 2,
             },
             0x04 => link.generation(),
             0x08 => peer.map_or(0, |peer| peer.side),
@@ -118,7 +118,7 @@ impl Registers {
         if offset == INTR_MASK {
             self.intr_mask = value;
         } else if let Some((index, CLAIM)) = locate(offset) {
-            return self.links.on(index, Event::Claim(value)) == Action::Wake;
+            return self.links.on(index, Input::Claim(value)) == Action::Wake;
         }
         false
     }
@@ -141,7 +141,7 @@ fn gid_word(gid: Gid, offset: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handshake::Terms;
+    use crate::fabric::handshake::Terms;
     use proptest::collection;
     use proptest::prelude::*;
 
@@ -158,7 +158,7 @@ mod tests {
             side: 1,
         };
         assert_eq!(links.reserve(peer.gid), Ok(0));
-        assert_eq!(links.on(0, Event::Join(peer)), Action::Announce);
+        assert_eq!(links.on(0, Input::Join(peer)), Action::Announce);
         Registers {
             gid: US,
             fabric_id: 0xff00,
@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(read(&registers, 0x1028), 1);
         assert!(!registers.write(0x1028, &2u32.to_le_bytes()));
         assert_eq!(read(&registers, 0x1028), 1);
-        registers.links.on(0, Event::Lose);
+        registers.links.on(0, Input::Lose);
         assert_eq!(read(&registers, 0x1000), 2);
         assert!(registers.write(0x1028, &[0; 4]));
         assert!(!registers.write(0x1028, &[0; 4]), "once is enough");

@@ -3,6 +3,12 @@
 //! The fabric thread: it finds peers, shakes hands with them, and notices when they are gone. While links are up
 //! and nothing changes, it sleeps.
 
+pub mod connectors;
+pub mod folder;
+pub mod handshake;
+pub mod socket;
+pub mod wire;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::mem;
@@ -12,13 +18,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
 
+use crate::Device as Core;
 use crate::connectors::{Connector, Connectors, FIRST_RETRY, LAST_RETRY, Retry};
-use crate::core::Core;
 use crate::event::Limiter;
-use crate::folder::{self, Folders};
+use crate::folder::Folders;
+use crate::guest::wiring::{WiringError, share};
 use crate::handshake::{End, Handshake, Step, Terms};
-use crate::lines::Line;
 use crate::socket::{Packet, Socket, into_eventfd, own_user};
 use crate::wire::{Bye, Message};
 use crate::{Event, EventKind, Gid, Window};
@@ -83,7 +90,7 @@ enum Stage {
     Offered {
         link: usize,
         window: Window,
-        lines: Vec<Line>,
+        vectors: Vec<EventFd>,
     },
     Up {
         link: usize,
@@ -149,6 +156,15 @@ impl From<End> for Ending {
             End::Bye(reason) => Ending::Left(Some(reason)),
             End::Refused(why) => Ending::Refused(why.into()),
             End::Protocol(why) => Ending::Protocol(why.into()),
+        }
+    }
+}
+
+impl From<WiringError> for Ending {
+    fn from(error: WiringError) -> Self {
+        match error {
+            WiringError::NotAnEventfd => Ending::Protocol(error.to_string()),
+            WiringError::Host(error) => internal("place the link in the guest")(error),
         }
     }
 }
@@ -393,7 +409,7 @@ impl Fabric {
     fn woken(&mut self) {
         // It is nobody else's and does not block; an error says that it is empty.
         let _ = self.core.wake.read();
-        if self.core.tend() {
+        if self.core.reap() {
             self.connectors.hasten(Instant::now(), |_| true);
         }
         let is_gone = |connection: &Connection| match connection.stage {
@@ -783,27 +799,26 @@ impl Connection {
                     "make a window"
                 },
             ))?;
-            let lines = core
-                .new_lines(link)
-                .map_err(internal("make interrupt lines"))?;
+            let vectors = core
+                .new_vectors()
+                .map_err(internal("make eventfds for vectors"))?;
             let mut descriptors = vec![window.file().as_raw_fd()];
-            descriptors.extend(lines.iter().map(Line::as_raw_fd));
-            let (window_shift, vectors) = (terms.window_shift, lines.len() as u32);
+            descriptors.extend(vectors.iter().map(AsRawFd::as_raw_fd));
             let message = Message::Offer {
-                window_shift,
-                vectors,
+                window_shift: terms.window_shift,
+                vectors: vectors.len() as u32,
             };
             self.socket
                 .send(&message.encode(), &descriptors)
                 .map_err(internal("send OFFER"))?;
-            Ok((window, lines))
+            Ok((window, vectors))
         };
         match offer() {
-            Ok((window, lines)) => {
+            Ok((window, vectors)) => {
                 self.stage = Stage::Offered {
                     link,
                     window,
-                    lines,
+                    vectors,
                 };
                 Ok(())
             }
@@ -829,15 +844,13 @@ impl Connection {
         let link = core.reserve(terms.gid).map_err(Ending::NoPlace)?;
         let bells = descriptors.map(into_eventfd).collect();
         let accept = || {
-            let lines = core
-                .new_lines(link)
-                .map_err(internal("make interrupt lines"))?;
-            // The lines move into the guest before the peer gets to know them.
-            let shared: io::Result<Vec<_>> = lines.iter().map(Line::share).collect();
-            let shared = shared.map_err(internal("share interrupt lines"))?;
-            let generation = core
-                .bring_up(link, terms, window, bells, lines)
-                .map_err(internal("place the link in the guest"))?;
+            let vectors = core
+                .new_vectors()
+                .map_err(internal("make eventfds for vectors"))?;
+            // They move into the guest before the peer gets to know them.
+            let shared: io::Result<Vec<_>> = vectors.iter().map(share).collect();
+            let shared = shared.map_err(internal("share eventfds for vectors"))?;
+            let generation = core.bring_up(link, terms, window, bells, vectors)?;
             Ok((generation, shared))
         };
         let (generation, shared) = accept().inspect_err(|_: &Ending| core.cancel(link))?;
@@ -857,16 +870,15 @@ impl Connection {
         let Stage::Offered {
             link,
             window,
-            lines,
+            vectors,
         } = stage
         else {
             return Err(Ending::Internal("nothing was offered".into()));
         };
         let bells = packet.descriptors.into_iter().map(into_eventfd).collect();
         let generation = core
-            .bring_up(link, terms, window, bells, lines)
-            .inspect_err(|_| core.cancel(link))
-            .map_err(internal("place the link in the guest"))?;
+            .bring_up(link, terms, window, bells, vectors)
+            .inspect_err(|_| core.cancel(link))?;
         self.came_up(link, generation, terms, core);
         Ok(())
     }

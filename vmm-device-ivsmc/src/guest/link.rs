@@ -7,12 +7,12 @@ use std::slice;
 use serde::{Deserialize, Serialize};
 
 use crate::Gid;
-use crate::handshake::Terms;
-use crate::wire::Bye;
+use crate::fabric::handshake::Terms;
+use crate::fabric::wire::Bye;
 
-/// What a link is at, as the guest reads it in State.
+/// What a link is at, as the guest reads it in the register State.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum LinkState {
     /// There is no peer.
     Down,
     /// Both ends have the window.
@@ -23,7 +23,7 @@ pub enum State {
 
 /// What a link is at, all told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Phase {
+enum Life {
     /// There is no peer.
     #[default]
     Down,
@@ -39,9 +39,9 @@ enum Phase {
     LetGo,
 }
 
-/// What can happen to a link.
+/// What can happen to a link: the state machine's input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum Input {
     /// A connection to this GID wants the place.
     Reserve(Gid),
     /// It wants it no longer.
@@ -53,17 +53,17 @@ pub enum Event {
     /// The guest writes Claim.
     Claim(u32),
     /// The device takes out windows that its guest has let go of.
-    Tend,
+    Reap,
     /// The device is reset, or closes.
     End,
 }
 
-/// What an event asks of the device.
+/// What an input asks of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Nothing.
     Nothing,
-    /// To turn whoever caused the event away: it cannot be now.
+    /// To turn whoever caused the input away: it cannot be now.
     Refuse,
     /// To tell that the link is up.
     Announce,
@@ -71,14 +71,14 @@ pub enum Action {
     Disconnect,
     /// To take all of the link out of the guest, and to tell that it is down.
     Remove,
-    /// To tend the links soon, on the fabric's thread.
+    /// To reap the links soon, on the fabric's thread.
     Wake,
 }
 
 /// One link. Its transitions are those of docs/device.md, "The life of a link".
 #[derive(Clone, Debug, Default)]
 pub struct Link {
-    phase: Phase,
+    life: Life,
     generation: u32,
     /// The present peer, or the last one.
     peer: Option<Terms>,
@@ -103,11 +103,11 @@ struct ClaimedSnapshot {
 
 impl Link {
     /// What the link is at.
-    pub fn state(&self) -> State {
-        match self.phase {
-            Phase::Down | Phase::Joining(_) => State::Down,
-            Phase::Up | Phase::Claimed => State::Up,
-            Phase::Lost | Phase::LetGo => State::Lost,
+    pub fn state(&self) -> LinkState {
+        match self.life {
+            Life::Down | Life::Joining(_) => LinkState::Down,
+            Life::Up | Life::Claimed => LinkState::Up,
+            Life::Lost | Life::LetGo => LinkState::Lost,
         }
     }
 
@@ -118,52 +118,53 @@ impl Link {
 
     /// The generation that the guest has claimed; 0: none.
     pub fn claim(&self) -> u32 {
-        match self.phase {
-            Phase::Claimed | Phase::Lost => self.generation,
+        match self.life {
+            Life::Claimed | Life::Lost => self.generation,
             _ => 0,
         }
     }
 
     /// The peer, while there is one or the guest still has its window.
     pub fn peer(&self) -> Option<&Terms> {
-        let is_down = self.state() == State::Down;
+        let is_down = self.state() == LinkState::Down;
         self.peer.as_ref().filter(|_| !is_down)
     }
 
-    /// Something happens. This is all that ever changes a link.
-    pub fn on(&mut self, event: Event) -> Action {
-        let (phase, action) = match (self.phase, event) {
-            (Phase::Down, Event::Reserve(gid)) => (Phase::Joining(gid), Action::Nothing),
-            (phase, Event::Reserve(_)) => (phase, Action::Refuse),
+    /// Something happens. This is all that ever changes a link. The transitions other than those of `Claim` are made
+    /// by who holds the lock of what is in the guest.
+    pub fn on(&mut self, input: Input) -> Action {
+        let (life, action) = match (self.life, input) {
+            (Life::Down, Input::Reserve(gid)) => (Life::Joining(gid), Action::Nothing),
+            (life, Input::Reserve(_)) => (life, Action::Refuse),
 
-            (Phase::Joining(_), Event::Cancel) => (Phase::Down, Action::Nothing),
-            (phase, Event::Cancel) => (phase, Action::Nothing),
+            (Life::Joining(_), Input::Cancel) => (Life::Down, Action::Nothing),
+            (life, Input::Cancel) => (life, Action::Nothing),
 
-            (Phase::Joining(gid), Event::Join(terms)) if terms.gid == gid => {
+            (Life::Joining(gid), Input::Join(terms)) if terms.gid == gid => {
                 self.generation = self.generation.checked_add(1).unwrap_or(1);
                 self.peer = Some(terms);
-                (Phase::Up, Action::Announce)
+                (Life::Up, Action::Announce)
             }
-            (phase, Event::Join(_)) => (phase, Action::Refuse),
+            (life, Input::Join(_)) => (life, Action::Refuse),
 
-            (Phase::Up, Event::Lose) => (Phase::Down, Action::Remove),
-            (Phase::Claimed, Event::Lose) => (Phase::Lost, Action::Disconnect),
-            (phase, Event::Lose) => (phase, Action::Nothing),
+            (Life::Up, Input::Lose) => (Life::Down, Action::Remove),
+            (Life::Claimed, Input::Lose) => (Life::Lost, Action::Disconnect),
+            (life, Input::Lose) => (life, Action::Nothing),
 
-            (Phase::Up, Event::Claim(value)) if value == self.generation => {
-                (Phase::Claimed, Action::Nothing)
+            (Life::Up, Input::Claim(value)) if value == self.generation => {
+                (Life::Claimed, Action::Nothing)
             }
-            (Phase::Claimed, Event::Claim(0)) => (Phase::Up, Action::Nothing),
-            (Phase::Lost, Event::Claim(0)) => (Phase::LetGo, Action::Wake),
-            (phase, Event::Claim(_)) => (phase, Action::Nothing),
+            (Life::Claimed, Input::Claim(0)) => (Life::Up, Action::Nothing),
+            (Life::Lost, Input::Claim(0)) => (Life::LetGo, Action::Wake),
+            (life, Input::Claim(_)) => (life, Action::Nothing),
 
-            (Phase::LetGo, Event::Tend) => (Phase::Down, Action::Remove),
-            (phase, Event::Tend) => (phase, Action::Nothing),
+            (Life::LetGo, Input::Reap) => (Life::Down, Action::Remove),
+            (life, Input::Reap) => (life, Action::Nothing),
 
-            (phase @ (Phase::Down | Phase::Joining(_)), Event::End) => (phase, Action::Nothing),
-            (_, Event::End) => (Phase::Down, Action::Remove),
+            (life @ (Life::Down | Life::Joining(_)), Input::End) => (life, Action::Nothing),
+            (_, Input::End) => (Life::Down, Action::Remove),
         };
-        self.phase = phase;
+        self.life = life;
         action
     }
 
@@ -196,7 +197,7 @@ impl Link {
         if let Some(saved) = &snapshot.claimed
             && (21..=max_shift).contains(&saved.window_shift)
         {
-            link.phase = Phase::Lost;
+            link.life = Life::Lost;
             link.peer = Some(Terms {
                 gid: saved.gid,
                 position: saved.position,
@@ -223,6 +224,33 @@ impl LinkTable {
         }
     }
 
+    /// How many links are up.
+    pub fn up(&self) -> u64 {
+        let is_up = |link: &&Link| link.state() == LinkState::Up;
+        self.links.iter().filter(is_up).count() as u64
+    }
+
+    /// Whether link number `index` is up, and in this generation.
+    pub fn is_up(&self, index: usize, generation: u32) -> bool {
+        let link = self.get(index);
+        link.is_some_and(|link| link.state() == LinkState::Up && link.generation == generation)
+    }
+
+    /// How many times link number `index` came up.
+    pub fn generation(&self, index: usize) -> u32 {
+        self.get(index).map_or(0, Link::generation)
+    }
+
+    /// The generation of link number `index` that the guest has claimed; 0: none.
+    pub fn claim(&self, index: usize) -> u32 {
+        self.get(index).map_or(0, Link::claim)
+    }
+
+    /// The peer of link number `index`, while there is one or the guest still has its window.
+    pub fn peer(&self, index: usize) -> Option<Gid> {
+        self.get(index)?.peer().map(|peer| peer.gid)
+    }
+
     /// Link number `index`.
     pub fn get(&self, index: usize) -> Option<&Link> {
         self.links.get(index)
@@ -235,9 +263,9 @@ impl LinkTable {
 
     /// Whether there is a link to this GID, or about to be.
     pub fn is_joined(&self, gid: Gid) -> bool {
-        self.links.iter().any(|link| match link.phase {
-            Phase::Joining(other) => other == gid,
-            Phase::Up | Phase::Claimed => link.had(gid),
+        self.links.iter().any(|link| match link.life {
+            Life::Joining(other) => other == gid,
+            Life::Up | Life::Claimed => link.had(gid),
             _ => false,
         })
     }
@@ -250,26 +278,26 @@ impl LinkTable {
         if self.is_joined(gid) {
             return Err(Bye::Duplicate);
         }
-        let is_lost = |link: &&Link| link.state() == State::Lost;
+        let is_lost = |link: &&Link| link.state() == LinkState::Lost;
         if self.links.iter().filter(is_lost).any(|link| link.had(gid)) {
             return Err(Bye::Busy);
         }
-        let is_free = |link: &Link| link.phase == Phase::Down;
+        let is_free = |link: &Link| link.life == Life::Down;
         let mut places = self.links.iter();
         let place = places.position(|link| is_free(link) && link.had(gid));
         let Some(index) = place.or_else(|| self.links.iter().position(is_free)) else {
             let is_any_lost = self.links.iter().any(|link| is_lost(&link));
             return Err(if is_any_lost { Bye::Busy } else { Bye::Full });
         };
-        self.links[index].on(Event::Reserve(gid));
+        self.links[index].on(Input::Reserve(gid));
         Ok(index)
     }
 
     /// Something happens to link number `index`.
-    pub fn on(&mut self, index: usize, event: Event) -> Action {
+    pub fn on(&mut self, index: usize, input: Input) -> Action {
         self.links
             .get_mut(index)
-            .map_or(Action::Refuse, |link| link.on(event))
+            .map_or(Action::Refuse, |link| link.on(input))
     }
 
     /// What a snapshot needs.
@@ -310,46 +338,46 @@ mod tests {
         }
     }
 
-    /// A link in the given phase at generation 5.
-    fn link(phase: Phase) -> Link {
+    /// A link in the given stage of life at generation 5.
+    fn link(life: Life) -> Link {
         Link {
-            phase,
+            life,
             generation: 5,
             peer: Some(peer(1)),
         }
     }
 
-    /// Every phase, with the name that docs/device.md has for it.
-    fn phases() -> [(&'static str, Phase); 6] {
-        let joining = Phase::Joining(peer(2).gid);
+    /// Every stage of life, with the name that docs/device.md has for it.
+    fn lives() -> [(&'static str, Life); 6] {
+        let joining = Life::Joining(peer(2).gid);
         [
-            ("down", Phase::Down),
+            ("down", Life::Down),
             ("joining", joining),
-            ("up", Phase::Up),
-            ("claimed", Phase::Claimed),
-            ("lost", Phase::Lost),
-            ("let go", Phase::LetGo),
+            ("up", Life::Up),
+            ("claimed", Life::Claimed),
+            ("lost", Life::Lost),
+            ("let go", Life::LetGo),
         ]
     }
 
-    /// Every event, and all kinds of those that have some.
-    fn events() -> [(&'static str, Event); 11] {
+    /// Every input, and all kinds of those that have some.
+    fn inputs() -> [(&'static str, Input); 11] {
         [
-            ("a peer wants the place", Event::Reserve(peer(2).gid)),
-            ("another peer wants it", Event::Reserve(peer(3).gid)),
-            ("the peer gives up", Event::Cancel),
-            ("the peer has accepted", Event::Join(peer(2))),
-            ("another peer says so", Event::Join(peer(3))),
-            ("the peer is gone", Event::Lose),
-            ("Claim := Generation", Event::Claim(5)),
-            ("Claim := another number", Event::Claim(6)),
-            ("Claim := 0", Event::Claim(0)),
-            ("the device tends its links", Event::Tend),
-            ("the device is reset or ends", Event::End),
+            ("a peer wants the place", Input::Reserve(peer(2).gid)),
+            ("another peer wants it", Input::Reserve(peer(3).gid)),
+            ("the peer gives up", Input::Cancel),
+            ("the peer has accepted", Input::Join(peer(2))),
+            ("another peer says so", Input::Join(peer(3))),
+            ("the peer is gone", Input::Lose),
+            ("Claim := Generation", Input::Claim(5)),
+            ("Claim := another number", Input::Claim(6)),
+            ("Claim := 0", Input::Claim(0)),
+            ("the device reaps its links", Input::Reap),
+            ("the device is reset or ends", Input::End),
         ]
     }
 
-    /// What has to become of each phase with each event: the next phase, if it is another one, and what is to be done.
+    /// What has to become of each stage of life with each input: the next one, if it is another, and what is to be done.
     const EXPECTED: [[&str; 6]; 11] = [
         ["joining", "refuse", "refuse", "refuse", "refuse", "refuse"],
         ["joining", "refuse", "refuse", "refuse", "refuse", "refuse"],
@@ -389,20 +417,20 @@ mod tests {
         }
     }
 
-    /// What becomes of a phase with an event.
-    fn cell(phase: Phase, event: Event) -> String {
-        let mut link = link(phase);
-        let action = link.on(event);
+    /// What becomes of a stage of life with an input.
+    fn cell(life: Life, input: Input) -> String {
+        let mut link = link(life);
+        let action = link.on(input);
         // A generation is one time up, and a claim is of the present one.
         let generation = if action == Action::Announce { 6 } else { 5 };
         assert_eq!(link.generation(), generation);
         assert!([0, generation].contains(&link.claim()));
-        assert_eq!(link.peer().is_none(), link.state() == State::Down);
-        let name = |(name, other): &(&'static str, Phase)| match (other, link.phase) {
-            (Phase::Joining(_), Phase::Joining(_)) => Some(*name),
+        assert_eq!(link.peer().is_none(), link.state() == LinkState::Down);
+        let name = |(name, other): &(&'static str, Life)| match (other, link.life) {
+            (Life::Joining(_), Life::Joining(_)) => Some(*name),
             (other, now) => (*other == now).then_some(*name),
         };
-        let next = (link.phase != phase).then(|| phases().iter().find_map(name).unwrap());
+        let next = (link.life != life).then(|| lives().iter().find_map(name).unwrap());
         let words: Vec<&str> = next.into_iter().chain(word(action)).collect();
         if words.is_empty() {
             "-".into()
@@ -411,20 +439,20 @@ mod tests {
         }
     }
 
-    /// Every event in every phase. The table is printed, and is that of docs/device.md.
+    /// Every input in every stage of life. The table is printed, and is that of docs/device.md.
     #[test]
     fn every_transition() {
         let row = |first: &str, cells: &[String]| format!("| {first} | {} |", cells.join(" | "));
-        let names = phases().map(|(name, _)| name.to_owned());
+        let names = lives().map(|(name, _)| name.to_owned());
         let mut table = vec![row("event", &names), "|---|---|---|---|---|---|---|".into()];
-        for ((name, event), expected) in events().into_iter().zip(EXPECTED) {
-            let cells = phases().map(|(_, phase)| cell(phase, event));
+        for ((name, input), expected) in inputs().into_iter().zip(EXPECTED) {
+            let cells = lives().map(|(_, life)| cell(life, input));
             assert_eq!(cells, expected, "{name}");
             table.push(row(name, &cells));
         }
         let table = table.join("\n");
         println!("{table}");
-        println!("{} transitions", phases().len() * events().len());
+        println!("{} transitions", lives().len() * inputs().len());
         let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/device.md");
         // Another workspace that has this crate need not have the document.
         match fs::read_to_string(document) {
@@ -433,38 +461,38 @@ mod tests {
         }
     }
 
-    /// All phases can be reached from the first one, and the last leads back.
+    /// All stages of life can be reached from the first one, and the last leads back.
     #[test]
     fn a_whole_life() {
         let mut link = Link::default();
         let (a, generation) = (peer(1), 1);
-        for (event, action, state, claim) in [
-            (Event::Reserve(a.gid), Action::Nothing, State::Down, 0),
-            (Event::Cancel, Action::Nothing, State::Down, 0),
-            (Event::Reserve(a.gid), Action::Nothing, State::Down, 0),
-            (Event::Join(a), Action::Announce, State::Up, 0),
-            (Event::Claim(generation), Action::Nothing, State::Up, 1),
-            (Event::Claim(0), Action::Nothing, State::Up, 0),
-            (Event::Claim(generation), Action::Nothing, State::Up, 1),
-            (Event::Lose, Action::Disconnect, State::Lost, 1),
-            (Event::Claim(0), Action::Wake, State::Lost, 0),
-            (Event::Tend, Action::Remove, State::Down, 0),
+        for (input, action, state, claim) in [
+            (Input::Reserve(a.gid), Action::Nothing, LinkState::Down, 0),
+            (Input::Cancel, Action::Nothing, LinkState::Down, 0),
+            (Input::Reserve(a.gid), Action::Nothing, LinkState::Down, 0),
+            (Input::Join(a), Action::Announce, LinkState::Up, 0),
+            (Input::Claim(generation), Action::Nothing, LinkState::Up, 1),
+            (Input::Claim(0), Action::Nothing, LinkState::Up, 0),
+            (Input::Claim(generation), Action::Nothing, LinkState::Up, 1),
+            (Input::Lose, Action::Disconnect, LinkState::Lost, 1),
+            (Input::Claim(0), Action::Wake, LinkState::Lost, 0),
+            (Input::Reap, Action::Remove, LinkState::Down, 0),
         ] {
-            assert_eq!(link.on(event), action, "{event:?}");
-            assert_eq!((link.state(), link.claim()), (state, claim), "{event:?}");
+            assert_eq!(link.on(input), action, "{input:?}");
+            assert_eq!((link.state(), link.claim()), (state, claim), "{input:?}");
         }
-        assert_eq!(link.phase, Phase::Down);
+        assert_eq!(link.life, Life::Down);
     }
 
     #[test]
     fn a_generation_is_never_zero() {
         let mut link = Link {
             generation: u32::MAX,
-            phase: Phase::Joining(peer(1).gid),
+            life: Life::Joining(peer(1).gid),
             ..Link::default()
         };
-        link.on(Event::Join(peer(1)));
-        assert_eq!((link.state(), link.generation()), (State::Up, 1));
+        link.on(Input::Join(peer(1)));
+        assert_eq!((link.state(), link.generation()), (LinkState::Up, 1));
     }
 
     #[test]
@@ -474,19 +502,19 @@ mod tests {
         assert_eq!(table.reserve(a.gid), Ok(0));
         assert_eq!(table.reserve(a.gid), Err(Bye::Duplicate));
         let refused = Action::Refuse;
-        assert_eq!(table.on(0, Event::Join(b)), refused, "it is another's");
-        assert_eq!(table.on(1, Event::Join(a)), refused, "it is nobody's");
-        assert_eq!(table.on(9, Event::Join(a)), refused, "it is not there");
-        assert_eq!(table.on(0, Event::Join(a)), Action::Announce);
+        assert_eq!(table.on(0, Input::Join(b)), refused, "it is another's");
+        assert_eq!(table.on(1, Input::Join(a)), refused, "it is nobody's");
+        assert_eq!(table.on(9, Input::Join(a)), refused, "it is not there");
+        assert_eq!(table.on(0, Input::Join(a)), Action::Announce);
         assert_eq!(table.reserve(a.gid), Err(Bye::Duplicate));
         assert_eq!(table.reserve(b.gid), Ok(1));
         assert_eq!(table.reserve(c.gid), Err(Bye::Full));
-        table.on(1, Event::Cancel);
+        table.on(1, Input::Cancel);
         assert_eq!(table.reserve(c.gid), Ok(1));
-        assert_eq!(table.on(1, Event::Join(c)), Action::Announce);
-        table.on(0, Event::Lose);
-        table.on(1, Event::Claim(1));
-        table.on(1, Event::Lose);
+        assert_eq!(table.on(1, Input::Join(c)), Action::Announce);
+        table.on(0, Input::Lose);
+        table.on(1, Input::Claim(1));
+        table.on(1, Input::Lose);
         assert_eq!(
             table.reserve(c.gid),
             Err(Bye::Busy),
@@ -498,24 +526,24 @@ mod tests {
             Err(Bye::Busy),
             "a place may become free soon"
         );
-        table.on(0, Event::Cancel);
-        table.on(1, Event::End);
+        table.on(0, Input::Cancel);
+        table.on(1, Input::End);
         assert_eq!(table.reserve(c.gid), Ok(1), "where it was");
-        assert_eq!(table.on(1, Event::Join(c)), Action::Announce);
+        assert_eq!(table.on(1, Input::Join(c)), Action::Announce);
         assert_eq!(table.links[1].generation(), 2);
     }
 
     #[test]
     fn after_a_restore_a_claimed_window_is_lost_and_nothing_else() {
-        let claimed = link(Phase::Claimed).snapshot();
+        let claimed = link(Life::Claimed).snapshot();
         let restored = Link::restore(&claimed, 21);
-        assert_eq!((restored.state(), restored.claim()), (State::Lost, 5));
+        assert_eq!((restored.state(), restored.claim()), (LinkState::Lost, 5));
         assert_eq!(restored.peer(), Some(&peer(1)));
-        assert_eq!(Link::restore(&claimed, 20).state(), State::Down);
-        let unclaimed = Link::restore(&link(Phase::Up).snapshot(), 21);
+        assert_eq!(Link::restore(&claimed, 20).state(), LinkState::Down);
+        let unclaimed = Link::restore(&link(Life::Up).snapshot(), 21);
         assert_eq!(
             (unclaimed.state(), unclaimed.generation()),
-            (State::Down, 5)
+            (LinkState::Down, 5)
         );
     }
 }

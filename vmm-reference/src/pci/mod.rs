@@ -1,13 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! PCI bus 0: its configuration space (ECAM only) and the BARs of what is on it.
+//! PCI bus 0: its configuration space (ECAM only) and the BARs of what is on it. Configuration spaces and MSI-X of what
+//! is on it are in the modules here.
+
+mod config_space;
+mod msix;
 
 use std::io;
 use std::sync::{Arc, Mutex, RwLock};
 
 use anyhow::{Result, bail};
 use log::info;
-use vmm_device_ivsmc::pci::{BarMove, BarSpec, ConfigSpace, Identity};
+
+pub use config_space::{BarMove, BarSpec, ConfigSpace, Identity};
+pub use msix::{BAR_SIZE as MSIX_BAR_SIZE, Msix};
 
 use crate::{layout, lock};
 

@@ -6,33 +6,10 @@ use std::fs::File;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::ptr::{self, NonNull};
-
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
-use serde::{Deserialize, Serialize};
 
 /// What keeps either end from cutting the memory away under the other's guest.
 const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
-
-/// Bytes of a window that are looked at together for a snapshot; windows are multiples of it.
-const PIECE: u64 = 64 << 10;
-
-/// A piece of a window's content, in a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Piece {
-    offset: u64,
-    /// In base64.
-    data: String,
-}
-
-impl Piece {
-    /// How many bytes of a window it is.
-    pub fn len(&self) -> usize {
-        self.data.len() / 4 * 3
-    }
-}
 
 /// A window's memory, mapped into this process. Dropping it unmaps it.
 #[derive(Debug)]
@@ -140,63 +117,6 @@ impl Window {
     pub fn file(&self) -> &File {
         &self.file
     }
-
-    /// The memory's content, without what is zero, of `limit` bytes at most. Returns whether that was all.
-    ///
-    /// It is read in order. A peer that writes meanwhile announces data in front of it (see docs/window.md), and does
-    /// not overwrite what this VM has not read: so the content has all that it announces.
-    pub(crate) fn content(&self, limit: usize) -> io::Result<(Vec<Piece>, bool)> {
-        let mut pieces = Vec::new();
-        let mut bytes = vec![0; PIECE as usize];
-        let mut offset = 0;
-        while let Some(data) = self.next_data(offset)? {
-            offset = data - data % PIECE;
-            self.file.read_exact_at(&mut bytes, offset)?;
-            if bytes.iter().any(|&byte| byte != 0) {
-                if (pieces.len() + 1) * bytes.len() > limit {
-                    return Ok((pieces, false));
-                }
-                pieces.push(Piece {
-                    offset,
-                    data: BASE64.encode(&bytes),
-                });
-            }
-            offset += PIECE;
-        }
-        Ok((pieces, true))
-    }
-
-    /// Where from `offset` on the file has memory, so that none is taken for what was never touched.
-    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        if offset >= self.len() {
-            return Ok(None);
-        }
-        // SAFETY: plain system call on a descriptor that is open. (Where the descriptor is does not matter to anybody.)
-        let data = unsafe { libc::lseek(self.file.as_raw_fd(), offset as i64, libc::SEEK_DATA) };
-        if let Ok(data) = u64::try_from(data) {
-            return Ok(Some(data));
-        }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            Some(libc::ENXIO) => Ok(None),
-            // Huge pages do not tell.
-            Some(libc::EINVAL) => Ok(Some(offset)),
-            _ => Err(error),
-        }
-    }
-
-    /// Puts content into a window of zeros.
-    pub(crate) fn fill(&self, pieces: &[Piece]) -> io::Result<()> {
-        for piece in pieces {
-            let bytes = BASE64.decode(&piece.data).map_err(io::Error::other)?;
-            let end = piece.offset.checked_add(bytes.len() as u64);
-            if end.is_none_or(|end| end > self.len()) {
-                return Err(invalid("the content is larger than the window"));
-            }
-            self.file.write_all_at(&bytes, piece.offset)?;
-        }
-        Ok(())
-    }
 }
 
 impl Drop for Window {
@@ -220,8 +140,6 @@ fn invalid(what: &str) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     const SIZE: u64 = 2 << 20;
@@ -238,37 +156,6 @@ mod tests {
         }
         assert!(ours.file().set_len(0).is_err(), "a window can be cut");
         assert!(ours.file().set_len(2 * SIZE).is_err(), "a window can grow");
-    }
-
-    #[test]
-    fn content_is_kept_and_takes_no_memory_for_what_is_not_there() {
-        let window = Window::create(SIZE, false).unwrap();
-        let allocated = || window.file().metadata().unwrap().blocks();
-        assert_eq!(window.content(usize::MAX).unwrap(), (vec![], true));
-        assert_eq!(allocated(), 0);
-        let places = [5, PIECE - 1, 7 * PIECE + 9, SIZE - 1];
-        for at in places {
-            window.file().write_all_at(&[7], at).unwrap();
-        }
-        let before = allocated();
-        let (pieces, is_all) = window.content(3 * PIECE as usize).unwrap();
-        assert!(is_all && pieces.len() == 3);
-        assert_eq!(allocated(), before);
-        let copy = Window::create(SIZE, false).unwrap();
-        copy.fill(&pieces).unwrap();
-        assert_eq!(copy.content(usize::MAX).unwrap().0, pieces);
-        assert_eq!(window.content(2 * PIECE as usize).unwrap().0, pieces[..2]);
-        assert!(!window.content(2 * PIECE as usize).unwrap().1);
-    }
-
-    #[test]
-    fn content_that_does_not_fit_is_refused() {
-        let window = Window::create(SIZE, false).unwrap();
-        let data = BASE64.encode([1; 16]);
-        for (offset, data) in [(SIZE - 15, &*data), (u64::MAX, &*data), (0, "no base64")] {
-            let data = data.to_owned();
-            assert!(window.fill(&[Piece { offset, data }]).is_err());
-        }
     }
 
     #[test]

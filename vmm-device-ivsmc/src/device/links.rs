@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Links come up and end: what the fabric thread, and who resets the device, do to them.
+//!
+//! A link's state changes first, under the lock of the registers; then, under that of the wirings alone, what is in the
+//! guest. Only Claim is written without the latter, so that the guest never waits for it.
+
+use std::io;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::fabric::handshake::Terms;
+use crate::fabric::wire::Bye;
+use crate::guest::link::{Action, Input};
+use crate::guest::wiring::{Wiring, WiringError};
+use crate::guest::wirings::Wirings;
+use crate::{Device, Event, EventKind, Gid, Window};
+
+impl Device {
+    /// Resets the device, as on a reset of the VM: all links end, and are made anew. BARs stay in place.
+    pub fn reset(&self) {
+        self.count(|counters| counters.resets += 1);
+        self.wired(|wirings| {
+            self.registers().intr_mask = 0;
+            self.end_all(wirings, "the device is reset");
+        });
+        self.wake_fabric();
+    }
+
+    /// Whether there is a link to this GID, or about to be.
+    pub(crate) fn is_joined(&self, gid: Gid) -> bool {
+        self.registers().links.is_joined(gid)
+    }
+
+    /// Reserves a place for a link to this GID, or says what to tell the peer.
+    pub(crate) fn reserve(&self, gid: Gid) -> Result<usize, Bye> {
+        self.registers().links.reserve(gid)
+    }
+
+    /// Gives a reserved place back.
+    pub(crate) fn cancel(&self, link: usize) {
+        self.registers().links.on(link, Input::Cancel);
+    }
+
+    /// Fresh eventfds for a link's vectors, so that the peer of an earlier one has nothing to do with them.
+    pub(crate) fn new_vectors(&self) -> io::Result<Vec<EventFd>> {
+        (0..self.config.vectors)
+            .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC))
+            .collect()
+    }
+
+    /// Brings a link up at its reserved place. Returns its generation.
+    pub(crate) fn bring_up(
+        &self,
+        link: usize,
+        peer: Terms,
+        window: Window,
+        doorbells: Vec<EventFd>,
+        vectors: Vec<EventFd>,
+    ) -> Result<u32, WiringError> {
+        let wiring = Wiring::new(link, peer.position, window, doorbells, vectors);
+        self.wired(|wirings| {
+            if let Err(error) = wirings.add(wiring) {
+                if matches!(error, WiringError::Host(_)) {
+                    self.count(|counters| counters.host_errors += 1);
+                }
+                return Err(error);
+            }
+            let mut registers = self.registers();
+            let action = registers.links.on(link, Input::Join(peer));
+            let generation = registers.links.generation(link);
+            drop(registers);
+            if action != Action::Announce {
+                self.check(wirings.remove(link), "take a link out of the guest");
+                return Err(WiringError::Host(io::Error::other(
+                    "the place is another's",
+                )));
+            }
+            self.count(|counters| counters.links_up += 1);
+            self.raise();
+            let size = (1u64 << peer.window_shift) >> 20;
+            self.tell(&Event {
+                kind: EventKind::LinkUp,
+                link: Some(link),
+                peer: Some(peer.gid),
+                reason: format!("a window of {size} MiB, side {}", peer.side),
+            });
+            Ok(generation)
+        })
+    }
+
+    /// Whether this generation of a link is up.
+    pub(crate) fn is_up(&self, link: usize, generation: u32) -> bool {
+        self.registers().links.is_up(link, generation)
+    }
+
+    /// The peer of this generation of a link is gone, for the reason given.
+    pub(crate) fn lose(&self, link: usize, generation: u32, why: &str) {
+        self.wired(|wirings| {
+            if self.is_up(link, generation) {
+                self.lose_wired(wirings, link, why);
+            }
+        });
+    }
+
+    /// Takes out of the guest the windows that it has let go of. Returns whether there were any.
+    pub(crate) fn reap(&self) -> bool {
+        self.wired(|wirings| {
+            let mut has_let_go = false;
+            for link in 0..wirings.len() {
+                if self.down(wirings, link, Input::Reap, "the guest has let go") {
+                    self.raise();
+                    has_let_go = true;
+                }
+            }
+            has_let_go
+        })
+    }
+
+    /// Ends all links, for good.
+    pub(crate) fn close(&self) {
+        self.wired(|wirings| {
+            wirings.is_closed = true;
+            self.end_all(wirings, "the device closes");
+        });
+    }
+
+    /// The peer of a link that is up is gone.
+    pub(super) fn lose_wired(&self, wirings: &mut Wirings, link: usize, why: &str) {
+        let (peer, action) = self.change(link, Input::Lose);
+        let kind = match action {
+            Action::Remove => {
+                self.check(wirings.remove(link), "take a link out of the guest");
+                EventKind::LinkDown
+            }
+            Action::Disconnect => {
+                self.check(wirings.disconnect(link), "disconnect a link");
+                self.count(|counters| counters.links_reset += 1);
+                EventKind::LinkReset
+            }
+            _ => return,
+        };
+        self.count(|counters| counters.links_lost += 1);
+        match wirings.hand_on_register() {
+            // KVM has taken this eventfd before.
+            Ok(()) | Err(WiringError::NotAnEventfd) => {}
+            Err(WiringError::Host(error)) => self.check(Err(error), "place a doorbell"),
+        }
+        self.raise();
+        self.tell(&Event {
+            kind,
+            link: Some(link),
+            peer,
+            reason: why.into(),
+        });
+    }
+
+    /// Something happens to a link. Returns the peer that it had, and what to do.
+    fn change(&self, link: usize, input: Input) -> (Option<Gid>, Action) {
+        let mut registers = self.registers();
+        (registers.links.peer(link), registers.links.on(link, input))
+    }
+
+    /// Makes a link down if the input says so. Returns whether it did.
+    fn down(&self, wirings: &mut Wirings, link: usize, input: Input, why: &str) -> bool {
+        let (peer, action) = self.change(link, input);
+        let goes_down = action == Action::Remove;
+        if goes_down {
+            self.check(wirings.remove(link), "take a link out of the guest");
+            self.tell(&Event {
+                kind: EventKind::LinkDown,
+                link: Some(link),
+                peer,
+                reason: why.into(),
+            });
+        }
+        goes_down
+    }
+
+    /// Makes all links down.
+    fn end_all(&self, wirings: &mut Wirings, why: &str) {
+        for link in 0..wirings.len() {
+            self.down(wirings, link, Input::End, why);
+        }
+    }
+}
