@@ -6,6 +6,8 @@
 //! - `files/`: files of ours, at the places in the tree where they go;
 //! - `patches/`: what is inserted into upstream's files, a [`diff`] for each, recorded from the release [`RELEASE`].
 //!
+//! What is in `patches/later/` is for files that the release does not have, and left out where they are not.
+//!
 //! Each insertion is placed by what is around it, so that another tree than the release can be patched, too, as long
 //! as all insertions find their places.
 //!
@@ -90,9 +92,12 @@ fn plan(series: &Series, crate_files: Files, tree: &Tree) -> Result<(Vec<Change>
     let mut tally = Tally::default();
     let mut report = String::new();
     let mut unplaced = String::new();
-    for patch in &series.patches {
+    let patches = series.patches.iter().map(|patch| (patch, false));
+    let later = series.later.iter().map(|patch| (patch, true));
+    for (patch, is_later) in patches.chain(later) {
         let path = tree.top.join(&patch.path);
         let before = match fs::read(&path) {
+            Err(error) if is_later && error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let _ = write!(unplaced, "\n{}: there is no such file", patch.path);
                 continue;
@@ -126,7 +131,7 @@ fn plan(series: &Series, crate_files: Files, tree: &Tree) -> Result<(Vec<Change>
          it, or find places for these insertions:{unplaced}"
     );
 
-    let number = crate_files.len();
+    let (patched, number) = (changes.len(), crate_files.len());
     for path in series.files.keys() {
         let _ = writeln!(report, "{path}: added");
     }
@@ -144,8 +149,8 @@ fn plan(series: &Series, crate_files: Files, tree: &Tree) -> Result<(Vec<Change>
     }
     let _ = writeln!(
         report,
-        "done: {} files have {tally}, {} files were added; now build {top} as its documents say, with --features ivsmc",
-        series.patches.len(),
+        "done: {patched} files have {tally}, {} files were added; now build {top} as its documents say, with --features \
+         ivsmc",
         series.files.len() + number
     );
     Ok((changes, report))

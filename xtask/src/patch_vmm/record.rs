@@ -9,7 +9,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::RELEASE;
-use super::series::{CRATE, Files, Series, crate_files, is_crate_file, patch_name, save};
+use super::series::{
+    CRATE, Files, LATER, Series, crate_files, is_crate_file, patch_name, save, sort,
+};
 use super::tree::Tree;
 use crate::diff::{self, Insertions};
 
@@ -24,12 +26,6 @@ pub fn record(repository: &Path, tree: &Tree) -> Result<String> {
                 "{top} has no tag {RELEASE}: run `git fetch --depth 1 origin tag {RELEASE}` in it"
             )
         })?;
-    ensure!(
-        head == release,
-        "{top} has commits that {RELEASE} does not have: what is to be recorded must not be committed; run \
-         `git reset --soft {RELEASE}` in it"
-    );
-
     let mut patches = diff::from_git(&tree.git(&[
         "diff",
         "--unified=0",
@@ -44,12 +40,34 @@ pub fn record(repository: &Path, tree: &Tree) -> Result<String> {
         "HEAD",
     ])?)
     .with_context(|| format!("{top} is changed in ways that cannot be recorded"))?;
-    patches.sort_by(|a, b| a.path.cmp(&b.path));
+    sort(&mut patches);
     for patch in &mut patches {
         let content = tree.git(&["show", &format!("HEAD:{}", patch.path)])?;
         patch.look_around(&content);
         finds_its_places(patch, &content, &tree.read(&patch.path)?)
             .with_context(|| patch.path.clone())?;
+    }
+
+    if head != release {
+        // What else is changed is as it is because the patches of the release were applied.
+        let is_new = |patch: &Insertions| {
+            let there = format!("refs/tags/{RELEASE}:{}", patch.path);
+            tree.git(&["cat-file", "-e", &there]).is_err()
+        };
+        patches.retain(is_new);
+        ensure!(
+            !patches.is_empty(),
+            "{top} has commits that {RELEASE} does not have: what is to be recorded must not be committed; run \
+             `git reset --soft {RELEASE}` in it (of a later tree only changes of files that are new in it are recorded)"
+        );
+        let series = Series::read(repository)?;
+        return finish(
+            repository,
+            Series {
+                later: patches,
+                ..series
+            },
+        );
     }
 
     let added = [
@@ -80,16 +98,31 @@ pub fn record(repository: &Path, tree: &Tree) -> Result<String> {
         format!("{top}/{CRATE} is not this repository's, which is not recorded from there")
     })?;
 
+    let later = Series::read(repository).map_or(Vec::new(), |series| series.later);
+    let series = Series {
+        patches,
+        later,
+        files,
+    };
+    finish(repository, series)
+}
+
+/// Writes the series; gives a report.
+fn finish(repository: &Path, mut series: Series) -> Result<String> {
     let folder = Series::folder(repository);
-    // The prose is ours alone: it stays.
-    for patch in &mut patches {
-        let old = fs::read_to_string(folder.join("patches").join(patch_name(&patch.path)));
-        if let Some(old) = old.ok().and_then(|text| Insertions::parse(&text).ok()) {
+    let mut report = String::new();
+    let patches = series.patches.iter_mut().map(|patch| ("", patch));
+    let later = series.later.iter_mut().map(|patch| (LATER, patch));
+    for (part, patch) in patches.chain(later) {
+        // The prose is ours alone: it stays.
+        let old = folder
+            .join("patches")
+            .join(part)
+            .join(patch_name(&patch.path));
+        let old = fs::read_to_string(old).ok();
+        if let Some(old) = old.and_then(|text| Insertions::parse(&text).ok()) {
             patch.description = old.description;
         }
-    }
-    let mut report = String::new();
-    for patch in &patches {
         let _ = write!(report, "{}: {} lines inserted", patch.path, patch.count());
         report += if patch.description.trim().is_empty() {
             " (its patch has no description: write some lines before the diff)\n"
@@ -97,17 +130,15 @@ pub fn record(repository: &Path, tree: &Tree) -> Result<String> {
             "\n"
         };
     }
-    for path in files.keys() {
+    for path in series.files.keys() {
         let _ = writeln!(report, "{path}: a file of ours");
     }
-    let lines: usize = patches.iter().map(Insertions::count).sum();
+    let lines: usize = series.patches.iter().map(Insertions::count).sum();
     let _ = writeln!(
         report,
         "written: {} ({lines} lines inserted)",
         folder.display()
     );
-
-    let series = Series { patches, files };
     series.check()?;
     save(&series, &folder).with_context(|| format!("cannot write {}", folder.display()))?;
     Ok(report)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What is brought in: the folder `vmm-patches/`, and the device's crate.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +12,8 @@ use crate::diff::Insertions;
 /// The device's crate: its folder here and in the tree, and what of it goes there as it is.
 pub const CRATE: &str = "vmm-device-ivsmc";
 const CRATE_PARTS: [&str; 2] = ["src", "README.md"];
+/// The folder, among the patches, of those that are not for the release.
+pub const LATER: &str = "later/";
 
 /// Files by their paths from the top of a tree.
 pub type Files = BTreeMap<String, Vec<u8>>;
@@ -19,6 +21,8 @@ pub type Files = BTreeMap<String, Vec<u8>>;
 /// What `vmm-patches/` has.
 pub struct Series {
     pub patches: Vec<Insertions>,
+    /// Those of files that the release does not have: they are for trees that have these.
+    pub later: Vec<Insertions>,
     pub files: Files,
 }
 
@@ -29,37 +33,47 @@ impl Series {
 
     pub fn read(repository: &Path) -> Result<Self> {
         let folder = Self::folder(repository);
-        let mut patches = Vec::new();
+        let (mut patches, mut later) = (Vec::new(), Vec::new());
         for (name, content) in read_files(&folder.join("patches"))? {
             let patch = String::from_utf8(content)
                 .map_err(Into::into)
                 .and_then(|text| Insertions::parse(&text))
                 .with_context(|| format!("{}/patches/{name}", folder.display()))?;
-            patches.push(patch);
+            let of = if name.starts_with(LATER) {
+                &mut later
+            } else {
+                &mut patches
+            };
+            of.push(patch);
         }
-        patches.sort_by(|a: &Insertions, b| a.path.cmp(&b.path));
+        sort(&mut patches);
+        sort(&mut later);
         let files = read_files(&folder.join("files"))?;
-        Ok(Self { patches, files })
+        Ok(Self {
+            patches,
+            later,
+            files,
+        })
     }
 
     /// What else is wrong with it, if anything is.
     pub fn check(&self) -> Result<()> {
-        for pair in self.patches.windows(2) {
+        let mut patched = BTreeSet::new();
+        for patch in self.patches.iter().chain(&self.later) {
+            let path = &patch.path;
+            ensure!(patched.insert(path), "there are two patches of {path}");
             ensure!(
-                pair[0].path < pair[1].path,
-                "there are two patches of {}",
-                pair[0].path
-            );
-        }
-        for patch in &self.patches {
-            ensure!(
-                !self.files.contains_key(&patch.path),
-                "{} is both patched and a file of ours",
-                patch.path
+                !self.files.contains_key(path),
+                "{path} is both patched and a file of ours"
             );
         }
         Ok(())
     }
+}
+
+/// Puts patches in the order of their files.
+pub fn sort(patches: &mut [Insertions]) {
+    patches.sort_by(|a, b| a.path.cmp(&b.path));
 }
 
 /// The crate's files that a tree gets as they are.
@@ -97,8 +111,10 @@ pub fn patch_name(path: &str) -> String {
 /// Writes the folder of a series in place of the one that is there.
 pub fn save(series: &Series, folder: &Path) -> Result<()> {
     let mut changes = Files::new();
-    for patch in &series.patches {
-        let path = format!("patches/{}", patch_name(&patch.path));
+    let patches = series.patches.iter().map(|patch| ("", patch));
+    let later = series.later.iter().map(|patch| (LATER, patch));
+    for (part, patch) in patches.chain(later) {
+        let path = format!("patches/{part}{}", patch_name(&patch.path));
         let other = changes.insert(path.clone(), patch.render().into_bytes());
         ensure!(other.is_none(), "two patches would be called {path}");
     }
