@@ -41,22 +41,24 @@ mod fabric;
 mod gid;
 mod guest;
 mod host;
+mod limits;
 mod memory;
+mod syscalls;
 #[cfg(test)]
 mod test_utils;
 #[cfg(test)]
 mod tests;
-
-use fabric::{connectors, folder, handshake, socket, wire};
 
 pub use config::{Config, ConfigError};
 pub use counters::Counters;
 pub use device::{Device, DeviceState, Error, StateError};
 pub use event::{Event, EventKind};
 pub use fabric::Fabric;
+pub use fabric::reaper::Reaper;
 pub use gid::Gid;
 pub use host::Host;
 pub use memory::window::Window;
+pub use syscalls::Syscall;
 
 /// The README's example compiles.
 #[cfg(doctest)]

@@ -9,10 +9,15 @@ use std::mem::{self, ManuallyDrop};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::{Event, EventKind, Host, Window};
+
+/// The variable that makes the crate take this kernel for one that cannot refuse descriptors.
+pub const OLD_KERNEL: &str = "IVSMC_TEST_OLD_KERNEL";
 
 #[derive(Default)]
 struct Inner {
@@ -30,6 +35,9 @@ struct Inner {
 pub struct FakeHost {
     inner: Mutex<Inner>,
     fail_windows: AtomicBool,
+    /// Doorbells are to take long now, and one does.
+    holds: AtomicBool,
+    is_holding: AtomicBool,
     events: Mutex<Vec<Event>>,
 }
 
@@ -44,6 +52,25 @@ impl FakeHost {
 
     pub fn fail_windows(&self, fail: bool) {
         self.fail_windows.store(fail, Ordering::Relaxed);
+    }
+
+    /// Whether doorbells cannot be placed or removed until further notice, or for 20 seconds.
+    pub fn hold(&self, hold: bool) {
+        self.holds.store(hold, Ordering::Relaxed);
+    }
+
+    /// Whether the device waits for one.
+    pub fn is_holding(&self) -> bool {
+        self.is_holding.load(Ordering::Relaxed)
+    }
+
+    fn wait(&self) {
+        let start = Instant::now();
+        while self.holds.load(Ordering::Relaxed) && start.elapsed() < Duration::from_secs(20) {
+            self.is_holding.store(true, Ordering::Relaxed);
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.is_holding.store(false, Ordering::Relaxed);
     }
 
     /// The guest stores `value` to `address`. Returns whether a doorbell took it.
@@ -82,6 +109,11 @@ impl FakeHost {
         let inner = self.inner();
         let vectors = inner.vectors.iter();
         vectors.map(|(&vector, fds)| (vector, fds.len())).collect()
+    }
+
+    /// As long as this is held, who tells of an event waits.
+    pub fn hold_events(&self) -> MutexGuard<'_, Vec<Event>> {
+        self.events.lock().unwrap()
     }
 
     /// The events since the last call.
@@ -158,6 +190,7 @@ impl Host for FakeHost {
     }
 
     fn set_doorbell(&self, gpa: u64, value: Option<u32>, fd: &EventFd) -> io::Result<()> {
+        self.wait();
         if !is_eventfd(fd) {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
@@ -167,6 +200,7 @@ impl Host for FakeHost {
     }
 
     fn clear_doorbell(&self, gpa: u64, value: Option<u32>, fd: &EventFd) -> io::Result<()> {
+        self.wait();
         let gone = self.inner().doorbells.remove(&(gpa, value));
         assert_eq!(gone, Some(fd.as_raw_fd()), "at {gpa:#x} {value:?}");
         Ok(())

@@ -11,6 +11,7 @@
 
 #![cfg(target_arch = "x86_64")]
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,8 +24,11 @@ use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VcpuExit, VcpuFd, VmFd};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
-use vmm_device_ivsmc::{Config, Device, Fabric, Host, Window};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+use vmm_device_ivsmc::{Config, Device, Fabric, Host, Syscall, Window};
 use vmm_sys_util::eventfd::EventFd;
 
 /// How many rounds each of the three parts has at least.
@@ -197,12 +201,25 @@ impl Ram {
     }
 }
 
+/// What a device asks of KVM: KVM_SET_USER_MEMORY_REGION, KVM_IOEVENTFD, KVM_IRQFD.
+const KVM_REQUESTS: [u64; 3] = [0x4020_ae46, 0x4040_ae79, 0x4020_ae76];
+
 /// From now on this thread ends the process if it makes any other system call.
-fn confine(syscalls: &[i64]) {
-    let rules = syscalls
-        .iter()
-        .map(|&syscall| (syscall, Vec::new()))
-        .collect();
+fn confine(syscalls: &[Syscall]) {
+    let rule = |argument, value| {
+        let (kind, equal) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
+        let condition = SeccompCondition::new(argument, kind, equal, value).unwrap();
+        SeccompRule::new(vec![condition]).unwrap()
+    };
+    let mut rules = BTreeMap::<i64, Vec<SeccompRule>>::new();
+    for Syscall { number, argument } in syscalls {
+        let rules = rules.entry(*number).or_default();
+        rules.extend(argument.map(|(argument, value)| rule(argument, value.into())));
+    }
+    rules.insert(
+        libc::SYS_ioctl,
+        KVM_REQUESTS.map(|request| rule(1, request)).into(),
+    );
     let (other, listed) = (SeccompAction::KillProcess, SeccompAction::Allow);
     let filter = SeccompFilter::new(rules, other, listed, TargetArch::x86_64).unwrap();
     let program: BpfProgram = filter.try_into().unwrap();
@@ -256,7 +273,9 @@ impl Vm {
             vm: vm.clone(),
             is_masked: Mutex::new(true),
         });
-        let (device, fabric) = Device::new("test", config, host.clone(), None).unwrap();
+        let (device, mut fabric) = Device::new("test", config, host.clone(), None).unwrap();
+        let reaper = fabric.reaper().unwrap();
+        std::thread::spawn(move || reaper.run());
         device.place_registers(Some(BAR0)).unwrap();
         device.place_windows(Some(BAR2)).unwrap();
         // Vector 1 is what B's handler answers.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use log::error;
-use vmm_device_ivsmc::{Device, Host, Window};
+use vmm_device_ivsmc::{Device, Fabric, Host, Window};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupts::{Interrupts, Vector};
@@ -87,7 +87,8 @@ impl Host for KvmHost {
     }
 
     fn raise(&self) -> io::Result<()> {
-        self.vector(0)?.raise()
+        self.vector(0)?.raise();
+        Ok(())
     }
 }
 
@@ -131,9 +132,10 @@ impl Ivsmc {
             first_slot,
             vectors: vectors.clone(),
         };
-        let (device, fabric) = Device::new(id, config.clone(), Arc::new(host), None)?;
+        let (device, mut fabric) = Device::new(id, config.clone(), Arc::new(host), None)?;
         let bars = bars(&device);
         let config = Config::new(name.clone(), &bars, vectors);
+        start_reaper(&mut fabric, seccomp)?;
         let body = move || match Thread::Fabric.confine(seccomp) {
             Ok(()) => fabric.run(),
             Err(error) => error!("an ivsmc device gets no links: {error:#}"),
@@ -152,6 +154,20 @@ impl Ivsmc {
         };
         Ok((ivsmc, thread))
     }
+}
+
+/// Starts the thread that closes what peers supplied. A peer can keep it from ending: nobody waits for it.
+fn start_reaper(fabric: &mut Fabric, seccomp: Seccomp) -> Result<()> {
+    let Some(reaper) = fabric.reaper() else {
+        return Ok(());
+    };
+    let body = move || match Thread::Reaper.confine(seccomp) {
+        Ok(()) => reaper.run(),
+        Err(error) => error!("an ivsmc device's descriptors are not closed: {error:#}"),
+    };
+    let thread = thread::Builder::new().name("reaper".into()).spawn(body);
+    thread.context("the thread that closes an ivsmc device's descriptors")?;
+    Ok(())
 }
 
 fn bars(device: &Device) -> [BarSpec; 3] {

@@ -2,9 +2,14 @@
 
 //! Which system calls each kind of thread may make.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
-use vmm_device_ivsmc::{Device, Fabric};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch, apply_filter,
+};
+use vmm_device_ivsmc::{Device, Fabric, Reaper, Syscall};
 
 use crate::options::Seccomp;
 
@@ -19,6 +24,8 @@ pub enum Thread {
     Net,
     /// Makes an ivsmc device's links.
     Fabric,
+    /// Closes what its peers supplied.
+    Reaper,
 }
 
 /// What every thread does: allocate, lock, log, read and write what is open, and end.
@@ -83,22 +90,67 @@ const MAIN: &[i64] = &[
     libc::SYS_statx,
 ];
 
+/// What an ivsmc device asks of KVM, on whatever thread: KVM_SET_USER_MEMORY_REGION, KVM_IOEVENTFD, KVM_IRQFD.
+const KVM_REQUESTS: [u64; 3] = [0x4020_ae46, 0x4040_ae79, 0x4020_ae76];
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// A rule that a call has this value in the lower half of this argument.
+fn rule(argument: u8, value: u64) -> Result<SeccompRule> {
+    let (kind, equal) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
+    let condition = SeccompCondition::new(argument, kind, equal, value)?;
+    Ok(SeccompRule::new(vec![condition])?)
+}
+
 impl Thread {
+    /// What the thread may do with whatever arguments.
     fn syscalls(self) -> Vec<i64> {
         let own: &[&[i64]] = match self {
+            Thread::Main => &[MAIN, VCPU, EPOLL],
+            Thread::Vcpu => &[VCPU],
+            Thread::Net => &[EPOLL],
+            Thread::Fabric | Thread::Reaper => &[],
+        };
+        [&[COMMON], own].concat().concat()
+    }
+
+    /// What the thread may do for ivsmc devices.
+    fn of_devices(self) -> Vec<Syscall> {
+        let lists: &[&[Syscall]] = match self {
             Thread::Main => &[
-                MAIN,
-                VCPU,
-                EPOLL,
                 Device::NEW_SYSCALLS,
                 Device::SYSCALLS,
                 Fabric::SYSCALLS,
+                Reaper::SYSCALLS,
             ],
-            Thread::Vcpu => &[VCPU, Device::SYSCALLS],
-            Thread::Net => &[EPOLL],
+            Thread::Vcpu => &[Device::SYSCALLS],
+            Thread::Net => &[],
             Thread::Fabric => &[Fabric::SYSCALLS],
+            Thread::Reaper => &[Reaper::SYSCALLS],
         };
-        [&[COMMON], own].concat().concat()
+        lists.concat()
+    }
+
+    fn rules(self) -> Result<Rules> {
+        let mut rules = Rules::new();
+        let of_devices = self.of_devices();
+        for Syscall { number, argument } in &of_devices {
+            if let Some((argument, value)) = *argument {
+                let rules = rules.entry(*number).or_default();
+                rules.push(rule(argument, value.into())?);
+            }
+        }
+        if matches!(self, Thread::Fabric) {
+            let requests = KVM_REQUESTS.map(|request| rule(1, request));
+            let requests = requests.into_iter().collect::<Result<_>>()?;
+            rules.insert(libc::SYS_ioctl, requests);
+        }
+        // Without a rule any arguments will do.
+        let any = of_devices.iter().filter(|each| each.argument.is_none());
+        for number in any.map(|each| each.number).chain(self.syscalls()) {
+            rules.insert(number, Vec::new());
+        }
+        Ok(rules)
     }
 
     /// Confines the calling thread from now on.
@@ -108,12 +160,8 @@ impl Thread {
             Seccomp::Log => SeccompAction::Log,
             Seccomp::False => return Ok(()),
         };
-        let rules = self
-            .syscalls()
-            .into_iter()
-            .map(|number| (number, Vec::new()))
-            .collect();
-        let filter = SeccompFilter::new(rules, action, SeccompAction::Allow, TargetArch::x86_64)?;
+        let (rules, allow) = (self.rules()?, SeccompAction::Allow);
+        let filter = SeccompFilter::new(rules, action, allow, TargetArch::x86_64)?;
         let program: BpfProgram = filter.try_into()?;
         apply_filter(&program).with_context(|| {
             format!("--seccomp: the {self:?} thread cannot be confined; --seccomp false would do")

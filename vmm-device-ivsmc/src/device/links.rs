@@ -2,14 +2,16 @@
 
 //! Links come up and end: what the fabric thread, and who resets the device, do to them.
 //!
-//! A link's state changes first, under the lock of the registers; then, under that of the wirings alone, what is in the
-//! guest. Only Claim is written without the latter, so that the guest never waits for it.
+//! Both locks are taken for that: a link's state changes under that of the registers, and what is in the guest under that
+//! of the wirings alone. Only Claim is written without the latter, so that the guest never waits for it. A link that
+//! ends is *let go* until all of it is out of the guest, and *down* only then.
 
 use std::io;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::fabric::handshake::Terms;
+use crate::fabric::reaper::Foreign;
 use crate::fabric::wire::Bye;
 use crate::guest::link::{Action, Input};
 use crate::guest::wiring::{Wiring, WiringError};
@@ -55,8 +57,8 @@ impl Device {
         link: usize,
         peer: Terms,
         window: Window,
-        doorbells: Vec<EventFd>,
-        vectors: Vec<EventFd>,
+        doorbells: Vec<Foreign<EventFd>>,
+        vectors: Vec<Foreign<EventFd>>,
     ) -> Result<u32, WiringError> {
         let wiring = Wiring::new(link, peer.position, window, doorbells, vectors);
         self.wired(|wirings| {
@@ -108,7 +110,8 @@ impl Device {
         self.wired(|wirings| {
             let mut has_let_go = false;
             for link in 0..wirings.len() {
-                if self.down(wirings, link, Input::Reap, "the guest has let go") {
+                if self.registers().links.is_let_go(link) {
+                    self.take_out(wirings, link, "the guest has let go");
                     self.raise();
                     has_let_go = true;
                 }
@@ -127,19 +130,15 @@ impl Device {
 
     /// The peer of a link that is up is gone.
     pub(super) fn lose_wired(&self, wirings: &mut Wirings, link: usize, why: &str) {
-        let (peer, action) = self.change(link, Input::Lose);
-        let kind = match action {
-            Action::Remove => {
-                self.check(wirings.remove(link), "take a link out of the guest");
-                EventKind::LinkDown
-            }
+        match self.change(link, Input::Lose) {
+            Action::Remove => self.take_out(wirings, link, why),
             Action::Disconnect => {
                 self.check(wirings.disconnect(link), "disconnect a link");
                 self.count(|counters| counters.links_reset += 1);
-                EventKind::LinkReset
+                self.tell_of(EventKind::LinkReset, link, why);
             }
             _ => return,
-        };
+        }
         self.count(|counters| counters.links_lost += 1);
         match wirings.hand_on_register() {
             // KVM has taken this eventfd before.
@@ -147,6 +146,22 @@ impl Device {
             Err(WiringError::Host(error)) => self.check(Err(error), "place a doorbell"),
         }
         self.raise();
+    }
+
+    fn change(&self, link: usize, input: Input) -> Action {
+        self.registers().links.on(link, input)
+    }
+
+    /// Takes all of a link that is let go out of the guest.
+    fn take_out(&self, wirings: &mut Wirings, link: usize, why: &str) {
+        self.check(wirings.remove(link), "take a link out of the guest");
+        // While it still has a peer to tell of.
+        self.tell_of(EventKind::LinkDown, link, why);
+        self.change(link, Input::Reap);
+    }
+
+    fn tell_of(&self, kind: EventKind, link: usize, why: &str) {
+        let peer = self.registers().links.peer(link);
         self.tell(&Event {
             kind,
             link: Some(link),
@@ -155,32 +170,12 @@ impl Device {
         });
     }
 
-    /// Something happens to a link. Returns the peer that it had, and what to do.
-    fn change(&self, link: usize, input: Input) -> (Option<Gid>, Action) {
-        let mut registers = self.registers();
-        (registers.links.peer(link), registers.links.on(link, input))
-    }
-
-    /// Makes a link down if the input says so. Returns whether it did.
-    fn down(&self, wirings: &mut Wirings, link: usize, input: Input, why: &str) -> bool {
-        let (peer, action) = self.change(link, input);
-        let goes_down = action == Action::Remove;
-        if goes_down {
-            self.check(wirings.remove(link), "take a link out of the guest");
-            self.tell(&Event {
-                kind: EventKind::LinkDown,
-                link: Some(link),
-                peer,
-                reason: why.into(),
-            });
-        }
-        goes_down
-    }
-
     /// Makes all links down.
     fn end_all(&self, wirings: &mut Wirings, why: &str) {
         for link in 0..wirings.len() {
-            self.down(wirings, link, Input::End, why);
+            if self.change(link, Input::End) == Action::Remove {
+                self.take_out(wirings, link, why);
+            }
         }
     }
 }

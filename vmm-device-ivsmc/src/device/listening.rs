@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Where the device listens: its socket's file is made and removed under a lock, by the fabric thread and by who stops
-//! the device.
+//! Where the device listens: its socket's file is made and removed under a lock.
 
 use std::io;
-use std::mem;
 
 use crate::Device;
-use crate::fabric::socket::{Socket, SocketFile};
+use crate::fabric::socket::Socket;
+use crate::fabric::socket_file::SocketFile;
 
 /// Where the device listens.
 pub struct Listening {
@@ -24,16 +23,17 @@ impl Listening {
             is_closed: false,
         }
     }
-
-    /// Removes the file, for good. Returns whether the device did not stop before. To be called while the fabric thread
-    /// still listens, so that nobody replaces the file in between.
-    pub fn close(&mut self) -> bool {
-        self.file = None;
-        !mem::replace(&mut self.is_closed, true)
-    }
 }
 
 impl Device {
+    /// Removes the file, for good. To be called while the fabric thread still listens, so that nobody replaces the file
+    /// in between.
+    pub(crate) fn remove_file(&self) {
+        let mut listening = super::lock(&self.listening);
+        listening.file = None;
+        listening.is_closed = true;
+    }
+
     /// Listens on a path that was in use when the device was made. `None`: the device stops.
     pub(crate) fn listen(&self) -> io::Result<Option<Socket>> {
         let mut listening = super::lock(&self.listening);

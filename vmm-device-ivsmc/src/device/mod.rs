@@ -30,7 +30,7 @@ pub use error::Error;
 pub use state::{DeviceState, StateError};
 
 use crate::event::Limiter;
-use crate::fabric::socket::SocketFile;
+use crate::fabric::socket_file::SocketFile;
 use crate::fabric::wire::Hello;
 use crate::guest::link::LinkTable;
 use crate::guest::registers::{self, Registers};
@@ -116,66 +116,6 @@ const fn vendor_capability() -> [u8; 14] {
 }
 
 impl Device {
-    /// The system calls that vCPU threads make, for a seccomp filter of theirs: those of the guest's accesses
-    /// ([`read`](Self::read) and [`write`](Self::write)), of BARs that move ([`place_registers`](Self::place_registers),
-    /// [`place_windows`](Self::place_windows)), of [`reset`](Self::reset), and of a guest that unplugs the device,
-    /// so that the VMM calls [`shutdown`](Self::shutdown), joins the fabric's thread and drops the device. They are
-    /// the device's own, the allocator's, and those of a [`Host`] that does what it must with ioctls. What else the
-    /// host and the logger make has to be added.
-    pub const SYSCALLS: &'static [i64] = &[
-        // The fabric thread is woken.
-        libc::SYS_write,
-        // The host's: KVM_SET_USER_MEMORY_REGION, KVM_IOEVENTFD, KVM_IRQFD.
-        libc::SYS_ioctl,
-        // A link that has no doorbells any more after a BAR moved is ended; descriptors go with the device.
-        libc::SYS_close,
-        libc::SYS_munmap,
-        // The socket's file is looked at and removed. (Joining a thread is a futex.)
-        libc::SYS_statx,
-        libc::SYS_newfstatat,
-        #[cfg(target_arch = "x86_64")]
-        libc::SYS_lstat,
-        #[cfg(target_arch = "x86_64")]
-        libc::SYS_unlink,
-        libc::SYS_unlinkat,
-        // How often failures are logged, where the clock is a system call.
-        libc::SYS_clock_gettime,
-        // The locks, the allocator.
-        libc::SYS_futex,
-        libc::SYS_brk,
-        libc::SYS_mmap,
-        libc::SYS_mremap,
-        libc::SYS_mprotect,
-        libc::SYS_madvise,
-    ];
-
-    /// The system calls that [`new`](Self::new) makes on top of [`Fabric::SYSCALLS`], for a seccomp filter of the
-    /// thread that makes devices. (One that also calls the methods for the guest needs [`SYSCALLS`](Self::SYSCALLS),
-    /// too.)
-    pub const NEW_SYSCALLS: &'static [i64] = &[
-        // Windows' content in a snapshot.
-        libc::SYS_pwrite64,
-        // The fabric's epoll; a GID; the folder that a relative path starts from.
-        libc::SYS_epoll_create1,
-        libc::SYS_getrandom,
-        libc::SYS_getcwd,
-    ];
-
-    /// The system calls that [`state`](Self::state) makes, for a seccomp filter of the thread that takes snapshots:
-    /// those that read windows, of the locks and of the allocator. What the logger makes has to be added.
-    pub const STATE_SYSCALLS: &'static [i64] = &[
-        libc::SYS_pread64,
-        // A link may have ended meanwhile.
-        libc::SYS_close,
-        libc::SYS_futex,
-        libc::SYS_brk,
-        libc::SYS_mmap,
-        libc::SYS_munmap,
-        libc::SYS_mremap,
-        libc::SYS_mprotect,
-        libc::SYS_madvise,
-    ];
-
     /// Makes a device that listens on the configuration's path, and its fabric, for which the VMM starts
     /// a thread that calls [`Fabric::run`]. `name` is what to call the device in the log. Its BARs are nowhere.
     ///
@@ -196,7 +136,7 @@ impl Device {
     ) -> Result<(Arc<Device>, Fabric), Error> {
         config.validate()?;
         let path = config.path.clone();
-        let (socket, file) = match SocketFile::listen(&path, config.is_for_all()) {
+        let (socket, file) = match SocketFile::listen_at_first(&path, config.is_for_all()) {
             Ok((socket, file)) => (Some(socket), Some(file)),
             Err(error) if state.is_some() && error.kind() == io::ErrorKind::AddrInUse => {
                 (None, None)
@@ -258,7 +198,7 @@ impl Device {
         if self.held.swap(false, Ordering::AcqRel) {
             if self.is_restored {
                 // Not earlier: what is raised before the VMM has restored the vCPUs may get lost.
-                self.raise();
+                self.wired(|_| self.raise());
             }
             self.wake_fabric();
         }
@@ -334,12 +274,10 @@ impl Device {
         }
     }
 
-    /// Removes the socket, and makes [`Fabric::run`] end all links and return. The VMM has to call it: the fabric keeps
+    /// Makes [`Fabric::run`] remove the socket's file, end all links and return. The VMM has to call it: the fabric keeps
     /// the device until then.
     pub fn shutdown(&self) {
-        let mut listening = lock(&self.listening);
-        if listening.close() {
-            self.stopping.store(true, Ordering::Release);
+        if !self.stopping.swap(true, Ordering::AcqRel) {
             self.wake_fabric();
         }
     }

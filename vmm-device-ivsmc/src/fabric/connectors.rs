@@ -63,7 +63,7 @@ pub struct Connector {
     /// There is nothing to try while there is a connection, or the folder is watched.
     pub retry: Retry,
     /// Nor while somebody else's connection is the link to who was there.
-    is_resting: bool,
+    is_parked: bool,
     /// The folder that it was found in; `None`: the configuration lists it.
     found_in: Option<u64>,
     /// It is not in its folder any more.
@@ -76,7 +76,7 @@ impl Connector {
             path,
             gid: None,
             retry: Retry::from(Some(now)),
-            is_resting: false,
+            is_parked: false,
             found_in,
             is_gone: false,
         }
@@ -146,24 +146,24 @@ impl Connectors {
     }
 
     /// There is another connection to who was there the last time: nothing is tried before that ends.
-    pub fn rest(&mut self, id: u64) {
+    pub fn park(&mut self, id: u64) {
         if let Some(connector) = self.all.get_mut(&id) {
             connector.retry.next = None;
-            connector.is_resting = true;
+            connector.is_parked = true;
         }
     }
 
     /// A connection to this GID has ended.
-    pub fn rouse(&mut self, gid: Gid, now: Instant) {
-        let is_its = |each: &&mut Connector| each.is_resting && each.gid == Some(gid);
+    pub fn unpark(&mut self, gid: Gid, now: Instant) {
+        let is_its = |each: &&mut Connector| each.is_parked && each.gid == Some(gid);
         for connector in self.all.values_mut().filter(is_its) {
-            connector.is_resting = false;
+            connector.is_parked = false;
             connector.retry.next = Some(now + FIRST_RETRY);
         }
     }
 
     /// Makes those that wait try again soon.
-    pub fn hasten(&mut self, now: Instant, which: impl Fn(&Connector) -> bool) {
+    pub fn retry_soon(&mut self, now: Instant, which: impl Fn(&Connector) -> bool) {
         let soon = now + FIRST_RETRY;
         for connector in self.all.values_mut().filter(|each| which(each)) {
             connector.retry.delay = FIRST_RETRY;
@@ -178,7 +178,7 @@ impl Connectors {
                 return true;
             }
             connector.is_gone = !found.remove(&connector.path);
-            let has_connection = connector.retry.next.is_none() && !connector.is_resting;
+            let has_connection = connector.retry.next.is_none() && !connector.is_parked;
             !connector.is_gone || has_connection
         });
         for path in found {
@@ -259,35 +259,35 @@ mod tests {
     }
 
     #[test]
-    fn one_whose_peer_has_connected_itself_rests_until_that_ends() {
+    fn one_whose_peer_has_connected_itself_is_parked_until_that_ends() {
         let now = Instant::now();
         let (gid, other) = (Gid::from_bytes([1; 16]), Gid::from_bytes([2; 16]));
         let mut connectors = Connectors::new(&["f".into()], now);
         connectors.update(0, paths(&["f/a", "f/b"]), now);
         for id in [1, 2] {
             connectors.get_mut(id).unwrap().gid = Some(gid);
-            connectors.rest(id);
+            connectors.park(id);
         }
         assert_eq!(connectors.due(now + LAST_RETRY), [0]);
-        connectors.hasten(now, |_| true);
-        connectors.rouse(other, now);
+        connectors.retry_soon(now, |_| true);
+        connectors.unpark(other, now);
         assert_eq!(connectors.due(now + LAST_RETRY), [0]);
         // It has no connection that could end, so it goes with its socket.
         connectors.update(0, paths(&["f/a"]), now);
         assert_eq!(names(&connectors), [(0, "f"), (1, "f/a")]);
-        connectors.rouse(gid, now);
+        connectors.unpark(gid, now);
         assert_eq!(connectors.due(now), [0]);
         assert_eq!(connectors.due(now + FIRST_RETRY), [0, 1]);
     }
 
     #[test]
-    fn who_waits_can_be_made_to_hurry() {
+    fn who_waits_can_be_scheduled_soon() {
         let now = Instant::now();
         let mut connectors = Connectors::new(&["a".into(), "b".into(), "c".into()], now);
         for (id, next) in [(0, Some(now + LAST_RETRY)), (1, None), (2, Some(now))] {
             connectors.get_mut(id).unwrap().retry.next = next;
         }
-        connectors.hasten(now, |_| true);
+        connectors.retry_soon(now, |_| true);
         let next = |id| connectors.all[&id].retry.next;
         assert_eq!(next(0), Some(now + FIRST_RETRY));
         assert_eq!((next(1), next(2)), (None, Some(now)));

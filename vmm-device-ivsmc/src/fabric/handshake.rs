@@ -5,7 +5,7 @@
 use std::ops::RangeInclusive;
 
 use crate::Gid;
-use crate::wire::{Bye, Hello, Message};
+use crate::fabric::wire::{Bye, Hello, Message};
 
 /// The window sizes that the protocol knows, as log2.
 const WINDOW_SHIFTS: RangeInclusive<u32> = 21..=40;
@@ -79,6 +79,15 @@ impl Handshake {
     /// Who is at the other end, once it has introduced itself well.
     pub fn peer(&self) -> Option<Gid> {
         self.peer
+    }
+
+    /// How many descriptors the next message may have.
+    pub fn descriptors(&self) -> usize {
+        match self.phase {
+            Phase::AwaitOffer(terms) => 1 + usize::from(terms.vectors),
+            Phase::AwaitAccept(terms) => usize::from(terms.vectors),
+            Phase::AwaitHello | Phase::Done => 0,
+        }
     }
 
     /// A message came in.

@@ -2,23 +2,25 @@
 
 //! Unix sockets of type SOCK_SEQPACKET, and descriptors that travel through them.
 
-use std::fs::{self, Metadata, OpenOptions, Permissions};
+#[cfg(test)]
+use std::env;
+use std::fs;
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::ptr;
-use std::time::SystemTime;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::wire::{MAX_DESCRIPTORS, MAX_MESSAGE};
+use crate::fabric::wire::{MAX_DESCRIPTORS, MAX_MESSAGE};
+#[cfg(test)]
+use crate::test_utils::OLD_KERNEL;
 
 const BACKLOG: i32 = 64;
-/// Who may connect if other users are allowed: all. The device looks who they are.
-const FOR_ALL: u32 = 0o666;
+/// Whether descriptors may be sent to a socket (Linux 6.16).
+const SO_PASSRIGHTS: i32 = 83;
 /// What a socket can receive is a little more than the longest message, to see that one is longer.
 const PACKET: usize = MAX_MESSAGE + 8;
 /// Room for one control message with all descriptors, in units that are aligned as one must be.
@@ -27,22 +29,26 @@ const CONTROL: usize =
 
 /// A socket that does not block.
 #[derive(Debug)]
-pub struct Socket(OwnedFd);
+pub struct Socket {
+    fd: OwnedFd,
+    /// Nobody can send descriptors to it, nor could until now.
+    is_without_rights: bool,
+}
 
 /// One packet.
 #[derive(Debug)]
-pub struct Packet {
+pub struct Packet<D = OwnedFd> {
     bytes: [u8; PACKET],
     len: usize,
     /// The descriptors that came with it.
-    pub descriptors: Vec<OwnedFd>,
-    /// There was more, of bytes or of descriptors, than any message has.
+    pub descriptors: Vec<D>,
+    /// There were more bytes than any message has, or more descriptors than there was to be room for.
     pub is_cut: bool,
     /// There were descriptors for which this process has no room.
     pub is_short: bool,
 }
 
-impl Packet {
+impl<D> Packet<D> {
     /// What is in it. Nothing: the other end has closed the connection.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
@@ -55,11 +61,13 @@ impl Socket {
         // SAFETY: plain system call; the result is checked.
         let fd = check(unsafe { libc::socket(libc::AF_UNIX, kind, 0) })?;
         // SAFETY: the descriptor is new and nobody else's.
-        Ok(Socket(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let mut socket = Self::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        socket.is_without_rights = may_block_rights() && socket.set_rights(false).is_ok();
+        Ok(socket)
     }
 
     /// A socket at `path`, to which nobody can connect yet.
-    fn bind(path: &Path) -> io::Result<Self> {
+    pub fn bind(path: &Path) -> io::Result<Self> {
         let socket = Self::new()?;
         let (address, len) = address(path)?;
         // SAFETY: the address outlives the call and is `len` long.
@@ -67,7 +75,8 @@ impl Socket {
         Ok(socket)
     }
 
-    fn listen(&self) -> io::Result<()> {
+    /// From now on whoever may connect can.
+    pub fn listen(&self) -> io::Result<()> {
         // SAFETY: plain system call on a descriptor that is open.
         check(unsafe { libc::listen(self.as_raw_fd(), BACKLOG) }).map(drop)
     }
@@ -88,13 +97,55 @@ impl Socket {
         // SAFETY: no address is asked for.
         let fd = unsafe { libc::accept4(self.as_raw_fd(), none, none.cast(), flags) };
         match check(fd) {
-            // SAFETY: the descriptor is new and nobody else's.
-            Ok(fd) => Ok(Some(Socket(unsafe { OwnedFd::from_raw_fd(fd) }))),
+            Ok(fd) => Ok(Some(Socket {
+                // SAFETY: the descriptor is new and nobody else's.
+                fd: unsafe { OwnedFd::from_raw_fd(fd) },
+                // It has that of the socket that listens.
+                is_without_rights: self.is_without_rights,
+            })),
             Err(error) => match error.raw_os_error() {
                 Some(libc::EAGAIN | libc::EINTR | libc::ECONNABORTED) => Ok(None),
                 _ => Err(error),
             },
         }
+    }
+
+    /// Whether nobody could ever send descriptors to it, so that closing it cannot block.
+    ///
+    /// From Linux 6.16 on sockets begin like that: at first the kernel refuses to send descriptors to them, also
+    /// before they have been accepted.
+    pub fn is_without_rights(&self) -> bool {
+        self.is_without_rights
+    }
+
+    /// From now on the other end can send descriptors.
+    pub fn allow_rights(&mut self) -> io::Result<()> {
+        if self.is_without_rights {
+            self.set_rights(true)?;
+            self.is_without_rights = false;
+        }
+        Ok(())
+    }
+
+    fn set_rights(&self, are_allowed: bool) -> io::Result<()> {
+        let value = i32::from(are_allowed);
+        // SAFETY: `value` outlives the call and is as long as it says.
+        check(unsafe {
+            libc::setsockopt(
+                self.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_PASSRIGHTS,
+                (&raw const value).cast(),
+                size_of::<i32>() as libc::socklen_t,
+            )
+        })
+        .map(drop)
+    }
+
+    /// Ends the connection, or the listening, without closing the socket: nothing more can be sent to it.
+    pub fn shut_down(&self) {
+        // SAFETY: plain system call on a descriptor that is open. It can fail only if there is no connection.
+        unsafe { libc::shutdown(self.as_raw_fd(), libc::SHUT_RDWR) };
     }
 
     /// The user of the process at the other end.
@@ -155,8 +206,16 @@ impl Socket {
         }
     }
 
-    /// Receives one packet; `None` when there is none.
-    pub fn receive(&self) -> io::Result<Option<Packet>> {
+    /// Receives one packet, with `room` descriptors at most, each of which `guard` takes; `None` when there is none.
+    ///
+    /// It closes none. What there is no room for, and a packet that is too long, stay in the queue: the caller has to
+    /// give the socket up.
+    pub fn receive<D>(
+        &self,
+        room: usize,
+        guard: impl Fn(OwnedFd) -> D,
+    ) -> io::Result<Option<Packet<D>>> {
+        // As many as fit: the kernel would use the padding that a whole number of these units has at its end.
         let mut control = [0u64; CONTROL];
         let mut packet = Packet {
             bytes: [0; PACKET],
@@ -173,19 +232,32 @@ impl Socket {
         let mut header: libc::msghdr = unsafe { zeroed() };
         header.msg_iov = &mut buffer;
         header.msg_iovlen = 1;
-        header.msg_control = control.as_mut_ptr().cast();
-        header.msg_controllen = size_of_val(&control) as _;
-        let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
-        // SAFETY: the header and all that it points to outlive the call.
-        let received = unsafe { libc::recvmsg(self.as_raw_fd(), &mut header, flags) };
-        if received < 0 {
-            let error = io::Error::last_os_error();
-            return match error.raw_os_error() {
-                Some(libc::EAGAIN | libc::EINTR) => Ok(None),
-                _ => Err(error),
-            };
+        let room = room.min(MAX_DESCRIPTORS);
+        if room > 0 {
+            header.msg_control = control.as_mut_ptr().cast();
+            // SAFETY: computes a size, which is that of the buffer at most.
+            header.msg_controllen =
+                unsafe { libc::CMSG_LEN((room * size_of::<RawFd>()) as u32) } as _;
         }
-        packet.len = (received as usize).min(PACKET);
+        // The packet stays where it is, with the descriptors: those that are not taken are not closed.
+        let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT | libc::MSG_PEEK;
+        let mut receive = || {
+            // SAFETY: the header and all that it points to outlive the call.
+            check_len(unsafe { libc::recvmsg(self.as_raw_fd(), &mut header, flags) })
+        };
+        let received = match receive() {
+            // The other end has closed without reading all. What it said before, perhaps why, can still be read.
+            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => receive(),
+            other => other,
+        };
+        let received = match received {
+            Ok(received) => received,
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::EINTR) => return Ok(None),
+                _ => return Err(error),
+            },
+        };
+        packet.len = received.min(PACKET);
         // SAFETY: the kernel has filled the control buffer with messages of the lengths they say, and each
         // descriptor in them is a new one of this process that nobody else knows.
         unsafe {
@@ -202,36 +274,81 @@ impl Socket {
                     let first: *const RawFd = libc::CMSG_DATA(message).cast();
                     for n in 0..size / size_of::<RawFd>() {
                         let fd = first.add(n).read_unaligned();
-                        packet.descriptors.push(OwnedFd::from_raw_fd(fd));
+                        packet.descriptors.push(guard(OwnedFd::from_raw_fd(fd)));
                     }
                 }
                 message = libc::CMSG_NXTHDR(&header, message);
             }
         }
-        // There was room in the buffer for as many as any message has.
         let lacks = header.msg_flags & libc::MSG_CTRUNC != 0;
-        packet.is_short = lacks && packet.descriptors.len() < MAX_DESCRIPTORS;
+        packet.is_short = lacks && packet.descriptors.len() < room;
         packet.is_cut = header.msg_flags & libc::MSG_TRUNC != 0 || lacks && !packet.is_short;
+        if !packet.is_cut && !packet.is_short {
+            self.take()?;
+        }
         Ok(Some(packet))
+    }
+
+    /// Takes the packet that was just looked at out of the queue. This end has all its descriptors by now, so that
+    /// none is closed for good.
+    fn take(&self) -> io::Result<()> {
+        let mut byte = 0u8;
+        let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
+        // SAFETY: the buffer outlives the call and is as long as it says.
+        let taken = unsafe { libc::recv(self.as_raw_fd(), (&raw mut byte).cast(), 1, flags) };
+        match taken {
+            ..0 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl From<OwnedFd> for Socket {
+    fn from(fd: OwnedFd) -> Self {
+        Socket {
+            fd,
+            is_without_rights: false,
+        }
     }
 }
 
 impl AsRawFd for Socket {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.fd.as_raw_fd()
     }
 }
 
-/// A descriptor that should be an eventfd, as one. If it is none, the VMM finds out when it becomes a doorbell.
+/// A descriptor as an eventfd, which it should be.
 pub fn into_eventfd(descriptor: OwnedFd) -> EventFd {
     // SAFETY: the descriptor is open, and given up by its owner.
     unsafe { EventFd::from_raw_fd(descriptor.into_raw_fd()) }
+}
+
+/// Whether a descriptor is an eventfd. A file is not asked, for that may block: the kernel has a name for each kind of
+/// descriptor that is no file, and no file has such a name. Where there is no /proc nobody can tell; then
+/// [`Host::set_doorbell`](crate::Host::set_doorbell) does.
+pub fn may_be_eventfd(descriptor: &impl AsRawFd) -> bool {
+    match fs::read_link(format!("/proc/self/fd/{}", descriptor.as_raw_fd())) {
+        Ok(name) => name.as_os_str() == "anon_inode:[eventfd]",
+        Err(_) => true,
+    }
 }
 
 /// The user of this process.
 pub fn own_user() -> u32 {
     // SAFETY: it cannot fail.
     unsafe { libc::geteuid() }
+}
+
+/// Sockets begin without rights. (Tests play an older kernel.)
+#[cfg(not(test))]
+fn may_block_rights() -> bool {
+    true
+}
+
+#[cfg(test)]
+fn may_block_rights() -> bool {
+    env::var_os(OLD_KERNEL).is_none()
 }
 
 fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
@@ -248,6 +365,10 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     Ok((address, size_of::<libc::sockaddr_un>() as libc::socklen_t))
 }
 
+fn check_len(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
 fn check(result: i32) -> io::Result<i32> {
     if result < 0 {
         Err(io::Error::last_os_error())
@@ -256,134 +377,38 @@ fn check(result: i32) -> io::Result<i32> {
     }
 }
 
-/// Device, inode and birth: what tells a file from another one of the same name. (Inodes are used again soon.)
-type FileIdentity = (u64, u64, Option<SystemTime>);
-
-fn identity(path: &Path) -> io::Result<FileIdentity> {
-    fs::symlink_metadata(path).map(|metadata| identity_of(&metadata))
-}
-
-fn identity_of(metadata: &Metadata) -> FileIdentity {
-    (metadata.dev(), metadata.ino(), metadata.created().ok())
-}
-
-/// The file of a socket that listens. Dropping it removes the file, unless it is another's by now; while the socket
-/// still listens, nobody replaces it in between.
-#[derive(Debug)]
-pub struct SocketFile {
-    path: PathBuf,
-    identity: FileIdentity,
-}
-
-impl SocketFile {
-    /// Listens on `path`, in place of a socket there that nobody listens on any more. With `for_all` every user who
-    /// can reach the file can connect, else those to whom the process's umask leaves it.
-    ///
-    /// # Errors
-    /// AddrInUse if somebody does; AlreadyExists if it is something else than a socket.
-    pub fn listen(path: &Path, for_all: bool) -> io::Result<(Socket, Self)> {
-        match Self::listen_anew(path, for_all) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                if !fs::symlink_metadata(path)?.file_type().is_socket() {
-                    return Err(io::ErrorKind::AlreadyExists.into());
-                }
-                let found = identity(path)?;
-                match Socket::connect(path) {
-                    Err(stale) if stale.kind() == io::ErrorKind::ConnectionRefused => {}
-                    _ => return Err(error),
-                }
-                // Somebody else may have replaced it since.
-                if identity(path)? != found {
-                    return Err(error);
-                }
-                fs::remove_file(path)?;
-                Self::listen_anew(path, for_all)
-            }
-            other => other,
-        }
-    }
-
-    /// The same where nothing is.
-    ///
-    /// # Errors
-    /// AddrInUse if there is anything.
-    pub fn listen_anew(path: &Path, for_all: bool) -> io::Result<(Socket, Self)> {
-        let socket = Socket::bind(path)?;
-        // From here on, dropping it removes the file.
-        let file = SocketFile {
-            path: path.into(),
-            identity: identity(path)?,
-        };
-        if for_all {
-            file.open_for_all().map_err(|error| {
-                io::Error::other(format!("it cannot be opened to other users: {error}"))
-            })?;
-        }
-        socket.listen()?;
-        Ok((socket, file))
-    }
-
-    /// Whether it is still at its path, and not another file.
-    ///
-    /// # Errors
-    /// NotFound if there is nothing.
-    pub fn is_there(&self) -> io::Result<bool> {
-        identity(&self.path).map(|found| found == self.identity)
-    }
-
-    /// Lets every user connect. It is changed through a descriptor: if somebody put another file or a link at the
-    /// path meanwhile, that must not be changed.
-    fn open_for_all(&self) -> io::Result<()> {
-        let flags = libc::O_PATH | libc::O_NOFOLLOW;
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags)
-            .open(&self.path)?;
-        if identity_of(&file.metadata()?) != self.identity {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        let through = format!("/proc/self/fd/{}", file.as_raw_fd());
-        fs::set_permissions(through, Permissions::from_mode(FOR_ALL))
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if self.is_there().is_ok_and(|is_there| is_there)
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            log::warn!("ivsmc: cannot remove {}: {error}", self.path.display());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fabric::socket_file::SocketFile;
     use std::fs::File;
-    use std::os::unix::fs::symlink;
+
+    fn receive(socket: &Socket) -> io::Result<Option<Packet>> {
+        socket.receive(MAX_DESCRIPTORS, |fd| fd)
+    }
 
     fn pair() -> (Socket, Socket, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let (listener, _file) = SocketFile::listen(&path, false).unwrap();
         let one = Socket::connect(&path).unwrap();
-        let other = listener.accept().unwrap().unwrap();
+        let mut other = listener.accept().unwrap().unwrap();
+        other.allow_rights().unwrap();
         (one, other, folder)
     }
 
     #[test]
     fn packets_and_descriptors() {
         let (one, other, _folder) = pair();
-        assert!(other.receive().unwrap().is_none());
+        assert!(receive(&other).unwrap().is_none());
         let file = File::open("/dev/null").unwrap();
         one.send(b"first", &[file.as_raw_fd(); MAX_DESCRIPTORS])
             .unwrap();
         one.send(&[7; MAX_MESSAGE], &[]).unwrap();
-        let first = other.receive().unwrap().unwrap();
+        let first = receive(&other).unwrap().unwrap();
         assert_eq!((first.bytes(), first.is_cut), (&b"first"[..], false));
         assert_eq!(first.descriptors.len(), MAX_DESCRIPTORS);
-        let second = other.receive().unwrap().unwrap();
+        let second = receive(&other).unwrap().unwrap();
         assert_eq!(
             (second.bytes(), second.is_cut),
             (&[7; MAX_MESSAGE][..], false)
@@ -391,67 +416,18 @@ mod tests {
         assert!(second.descriptors.is_empty());
         assert_eq!(other.peer_user().unwrap(), own_user());
         drop(one);
-        assert!(other.receive().unwrap().unwrap().bytes().is_empty());
+        assert!(receive(&other).unwrap().unwrap().bytes().is_empty());
     }
 
     #[test]
     fn what_is_too_much_is_cut() {
         let (one, other, _folder) = pair();
         one.send(&[0; 4096], &[]).unwrap();
-        assert!(other.receive().unwrap().unwrap().is_cut);
+        assert!(receive(&other).unwrap().unwrap().is_cut);
         let file = File::open("/dev/null").unwrap();
         assert!(
             one.send(b"x", &[file.as_raw_fd(); 2 * MAX_DESCRIPTORS])
                 .is_err()
         );
-    }
-
-    #[test]
-    fn files() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("s");
-        let listen = |path: &Path| SocketFile::listen(path, false);
-        let kind = |path: &Path| listen(path).map(drop).unwrap_err().kind();
-        let (socket, file) = listen(&path).unwrap();
-        assert_eq!(kind(&path), io::ErrorKind::AddrInUse);
-        drop(socket);
-        let anew = SocketFile::listen_anew(&path, false).map(drop);
-        assert_eq!(anew.unwrap_err().kind(), io::ErrorKind::AddrInUse);
-        assert!(file.is_there().unwrap());
-        let (_socket, new_file) = listen(&path).unwrap();
-        assert!(!file.is_there().unwrap());
-        drop(file);
-        assert!(path.exists(), "it is another's by now");
-        fs::rename(&path, folder.path().join("moved")).unwrap();
-        assert_eq!(
-            new_file.is_there().unwrap_err().kind(),
-            io::ErrorKind::NotFound
-        );
-        fs::rename(folder.path().join("moved"), &path).unwrap();
-        drop(new_file);
-        assert!(!path.exists());
-        File::create(&path).unwrap();
-        assert_eq!(kind(&path), io::ErrorKind::AlreadyExists);
-        assert_eq!(kind(&folder.path().join("no/s")), io::ErrorKind::NotFound);
-    }
-
-    #[test]
-    fn a_file_for_all_is_for_all_and_no_other_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("s");
-        let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o777;
-        let (_socket, file) = SocketFile::listen(&path, true).unwrap();
-        assert_eq!(mode(&path), 0o666);
-        // Somebody replaces it in the wrong moment.
-        let other = folder.path().join("other");
-        File::create(&other).unwrap();
-        fs::set_permissions(&other, Permissions::from_mode(0o600)).unwrap();
-        fs::remove_file(&path).unwrap();
-        symlink(&other, &path).unwrap();
-        file.open_for_all().unwrap_err();
-        fs::remove_file(&path).unwrap();
-        fs::rename(&other, &path).unwrap();
-        file.open_for_all().unwrap_err();
-        assert_eq!(mode(&path), 0o600);
     }
 }

@@ -35,7 +35,7 @@ enum Life {
     Claimed,
     /// The peer is gone, and the guest has not let go of the window.
     Lost,
-    /// The guest has, and the window is about to be taken out.
+    /// The guest has, or never had it, and the window is about to be taken out.
     LetGo,
 }
 
@@ -52,7 +52,7 @@ pub enum Input {
     Lose,
     /// The guest writes Claim.
     Claim(u32),
-    /// The device takes out windows that its guest has let go of.
+    /// The window has been taken out.
     Reap,
     /// The device is reset, or closes.
     End,
@@ -67,9 +67,9 @@ pub enum Action {
     Refuse,
     /// To tell that the link is up.
     Announce,
-    /// To take the doorbells and interrupt lines out of the guest, and to tell that the link is lost.
+    /// To take the doorbells out of the guest, to disconnect the vectors, and to tell that the link is lost.
     Disconnect,
-    /// To take all of the link out of the guest, and to tell that it is down.
+    /// To take all of the link out of the guest, then to reap it, and to tell that it is down.
     Remove,
     /// To reap the links soon, on the fabric's thread.
     Wake,
@@ -147,7 +147,7 @@ impl Link {
             }
             (life, Input::Join(_)) => (life, Action::Refuse),
 
-            (Life::Up, Input::Lose) => (Life::Down, Action::Remove),
+            (Life::Up, Input::Lose) => (Life::LetGo, Action::Remove),
             (Life::Claimed, Input::Lose) => (Life::Lost, Action::Disconnect),
             (life, Input::Lose) => (life, Action::Nothing),
 
@@ -158,11 +158,11 @@ impl Link {
             (Life::Lost, Input::Claim(0)) => (Life::LetGo, Action::Wake),
             (life, Input::Claim(_)) => (life, Action::Nothing),
 
-            (Life::LetGo, Input::Reap) => (Life::Down, Action::Remove),
+            (Life::LetGo, Input::Reap) => (Life::Down, Action::Nothing),
             (life, Input::Reap) => (life, Action::Nothing),
 
             (life @ (Life::Down | Life::Joining(_)), Input::End) => (life, Action::Nothing),
-            (_, Input::End) => (Life::Down, Action::Remove),
+            (_, Input::End) => (Life::LetGo, Action::Remove),
         };
         self.life = life;
         action
@@ -239,6 +239,11 @@ impl LinkTable {
     /// How many times link number `index` came up.
     pub fn generation(&self, index: usize) -> u32 {
         self.get(index).map_or(0, Link::generation)
+    }
+
+    /// Whether the window of link number `index` is to be taken out.
+    pub fn is_let_go(&self, index: usize) -> bool {
+        self.get(index).is_some_and(|link| link.life == Life::LetGo)
     }
 
     /// The generation of link number `index` that the guest has claimed; 0: none.
@@ -372,7 +377,7 @@ mod tests {
             ("Claim := Generation", Input::Claim(5)),
             ("Claim := another number", Input::Claim(6)),
             ("Claim := 0", Input::Claim(0)),
-            ("the device reaps its links", Input::Reap),
+            ("the window is out", Input::Reap),
             ("the device is reset or ends", Input::End),
         ]
     }
@@ -391,18 +396,18 @@ mod tests {
             "refuse",
         ],
         ["refuse", "refuse", "refuse", "refuse", "refuse", "refuse"],
-        ["-", "-", "down, remove", "lost, disconnect", "-", "-"],
+        ["-", "-", "let go, remove", "lost, disconnect", "-", "-"],
         ["-", "-", "claimed", "-", "-", "-"],
         ["-", "-", "-", "-", "-", "-"],
         ["-", "-", "-", "up", "let go, wake", "-"],
-        ["-", "-", "-", "-", "-", "down, remove"],
+        ["-", "-", "-", "-", "-", "down"],
         [
             "-",
             "-",
-            "down, remove",
-            "down, remove",
-            "down, remove",
-            "down, remove",
+            "let go, remove",
+            "let go, remove",
+            "let go, remove",
+            "remove",
         ],
     ];
 
@@ -476,7 +481,7 @@ mod tests {
             (Input::Claim(generation), Action::Nothing, LinkState::Up, 1),
             (Input::Lose, Action::Disconnect, LinkState::Lost, 1),
             (Input::Claim(0), Action::Wake, LinkState::Lost, 0),
-            (Input::Reap, Action::Remove, LinkState::Down, 0),
+            (Input::Reap, Action::Nothing, LinkState::Down, 0),
         ] {
             assert_eq!(link.on(input), action, "{input:?}");
             assert_eq!((link.state(), link.claim()), (state, claim), "{input:?}");
@@ -513,6 +518,8 @@ mod tests {
         assert_eq!(table.reserve(c.gid), Ok(1));
         assert_eq!(table.on(1, Input::Join(c)), Action::Announce);
         table.on(0, Input::Lose);
+        assert_eq!(table.reserve(b.gid), Err(Bye::Busy), "it is not out yet");
+        table.on(0, Input::Reap);
         table.on(1, Input::Claim(1));
         table.on(1, Input::Lose);
         assert_eq!(
@@ -528,6 +535,7 @@ mod tests {
         );
         table.on(0, Input::Cancel);
         table.on(1, Input::End);
+        table.on(1, Input::Reap);
         assert_eq!(table.reserve(c.gid), Ok(1), "where it was");
         assert_eq!(table.on(1, Input::Join(c)), Action::Announce);
         assert_eq!(table.links[1].generation(), 2);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::fabric::reaper::Foreign;
 use crate::guest::registers::{self, doorbell, doorbell_value};
 use crate::{Host, Window};
 
@@ -32,15 +33,14 @@ pub fn share(fd: &EventFd) -> io::Result<OwnedFd> {
 
 /// What a link leaves behind that a peer may hold, too: closing it can take as long as the peer likes. So it is
 /// dropped where nobody waits, and never under a lock.
-#[derive(Debug)]
 pub struct Remains {
-    doorbells: Vec<EventFd>,
+    doorbells: Vec<Foreign<EventFd>>,
     _window: Option<Arc<Window>>,
 }
 
 impl Remains {
     /// Those of doorbells and a window.
-    pub fn new(doorbells: Vec<EventFd>, window: Option<Arc<Window>>) -> Self {
+    pub fn new(doorbells: Vec<Foreign<EventFd>>, window: Option<Arc<Window>>) -> Self {
         Remains {
             doorbells,
             _window: window,
@@ -57,14 +57,14 @@ pub struct Wiring {
     /// Where the window is in the guest.
     mapped: Option<u64>,
     /// The peer's eventfds, one for each of its vectors.
-    doorbells: Vec<EventFd>,
+    doorbells: Vec<Foreign<EventFd>>,
     /// Where in BAR0's registers the doorbells are: address, value, which of them.
     placed: Vec<(u64, Option<u32>, usize)>,
     /// Whether the Doorbell register reaches this link.
     has_register: bool,
     /// This device's eventfds for the peer, one for each vector. The peer may do to them what it likes, clearing
     /// O_NONBLOCK included: the device neither reads nor writes them.
-    vectors: Vec<EventFd>,
+    vectors: Vec<Foreign<EventFd>>,
     /// How many of them, from the first on, are connected to their vectors.
     connected: usize,
 }
@@ -75,8 +75,8 @@ impl Wiring {
         link: usize,
         position: u16,
         window: Window,
-        doorbells: Vec<EventFd>,
-        vectors: Vec<EventFd>,
+        doorbells: Vec<Foreign<EventFd>>,
+        vectors: Vec<Foreign<EventFd>>,
     ) -> Self {
         Wiring {
             link,

@@ -8,8 +8,12 @@ use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
+use crate::limits::{check_file_size, explain_mapping};
+
 /// What keeps either end from cutting the memory away under the other's guest.
 const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+/// What would keep the guest from writing.
+const NO_SEALS: i32 = libc::F_SEAL_WRITE | libc::F_SEAL_FUTURE_WRITE;
 
 /// A window's memory, mapped into this process. Dropping it unmaps it.
 #[derive(Debug)]
@@ -37,10 +41,12 @@ impl Window {
         } else {
             0
         };
-        // SAFETY: the name is a C string; the result is checked.
-        let fd = check(unsafe { libc::memfd_create(c"ivsmc-window".as_ptr(), flags | huge) })?;
-        // SAFETY: memfd_create has just made this descriptor, and nobody else knows it.
-        let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        check_file_size(size)?;
+        let file = match memfd(flags | huge | libc::MFD_NOEXEC_SEAL) {
+            // Kernels before 6.3 do not know that flag, with which later ones can be told to refuse all others.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => memfd(flags | huge),
+            other => other,
+        }?;
         file.set_len(size)?;
         // SAFETY: plain system call on a descriptor that is open.
         check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, SEALS) })?;
@@ -53,10 +59,20 @@ impl Window {
     /// When it is not a memfd with the seals that the protocol wants and of just that size, when it is of huge
     /// pages and these are not allowed, or when it cannot be mapped.
     pub(crate) fn accept(file: OwnedFd, size: u64, hugepages: bool) -> io::Result<Self> {
+        Self::check(&file, size, hugepages)?;
+        Self::map(File::from(file), size)
+    }
+
+    /// Checks what should be the window that a peer made. It may be anything: until it is known to be a memfd nothing is
+    /// done that a file system could prolong.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub(crate) fn check(file: &OwnedFd, size: u64, hugepages: bool) -> io::Result<()> {
         let fd = file.as_raw_fd();
         // SAFETY: plain system call on a descriptor that is open.
         let seals = unsafe { libc::fcntl(fd, libc::F_GET_SEALS) };
-        if seals < 0 || seals & SEALS != SEALS {
+        if seals < 0 || seals & SEALS != SEALS || seals & NO_SEALS != 0 {
             return Err(invalid("the window is not a memfd sealed as it must be"));
         }
         // SAFETY: a stat of zeros is a valid one, which fstat fills.
@@ -77,7 +93,7 @@ impl Window {
                 "the window is of huge pages; set hugepages=on to allow that",
             ));
         }
-        Self::map(File::from(file), size)
+        Ok(())
     }
 
     fn map(file: File, size: u64) -> io::Result<Self> {
@@ -95,7 +111,7 @@ impl Window {
             )
         };
         if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+            return Err(explain_mapping(io::Error::last_os_error()));
         }
         let address =
             NonNull::new(address.cast()).ok_or_else(|| invalid("the window is at address zero"))?;
@@ -124,6 +140,14 @@ impl Drop for Window {
         // SAFETY: the range is what mmap returned, and after this nobody can ask the Window for it.
         unsafe { libc::munmap(self.address.as_ptr().cast(), self.len) };
     }
+}
+
+/// A new memfd of no size.
+fn memfd(flags: libc::c_uint) -> io::Result<File> {
+    // SAFETY: the name is a C string; the result is checked.
+    let fd = check(unsafe { libc::memfd_create(c"ivsmc-window".as_ptr(), flags) })?;
+    // SAFETY: memfd_create has just made this descriptor, and nobody else knows it.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 fn check(result: i32) -> io::Result<i32> {

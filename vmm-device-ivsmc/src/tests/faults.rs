@@ -199,7 +199,9 @@ fn held(folder: &Path, name: &str, peers: &[&str]) -> Vm {
     let host = FakeHost::new();
     let config = options(folder, name, peers);
     let made = Device::new("test", config, host.clone(), Some(&state.unwrap()));
-    let (device, fabric) = made.unwrap();
+    let (device, mut fabric) = made.unwrap();
+    let reaper = fabric.reaper().unwrap();
+    thread::spawn(move || reaper.run());
     let thread = Some(thread::spawn(move || fabric.run()));
     Vm {
         device,
@@ -222,47 +224,39 @@ fn whenever_descriptors_run_out_in_a_handshake_the_rest_goes_on() {
 #[ignore = "uses up the process's descriptors; run by whenever_descriptors_run_out_in_a_handshake_the_rest_goes_on"]
 fn descriptors_run_out() {
     let scene = Scene::new();
-    let late = held(scene.folder.path(), "late", &["a"]);
     limit(libc::RLIMIT_NOFILE as i32, 256);
     let before = settled_descriptors();
-    late.device.resume();
     let mut attempts = 0;
     let mut counts = Vec::new();
     for free in 0..=LAST {
-        eventually("a peer joins", || {
-            late.links() == 1 && scene.vm.links() == 2
-        });
-        // There are just so many descriptors when it joins again.
-        late.device.reset();
-        eventually("it is gone", || late.links() + scene.vm.links() == 1);
+        let late = held(scene.folder.path(), "late", &["a"]);
         let mut hoard = Vec::new();
         while let Ok(file) = File::open("/dev/null") {
             hoard.push(file);
         }
+        // There are just so many descriptors when it joins.
         let left = hoard.len().saturating_sub(free);
         hoard.truncate(left);
-        let made = || late.device.counters().connections_made;
-        let first = made();
+        late.device.resume();
         // The last ones are enough.
         let patience = if free == LAST { PATIENCE } else { NEXT_TRY };
         let is_up = soon(patience, || late.links() == 1 && scene.vm.links() == 2);
-        attempts += made() - first;
+        attempts += late.device.counters().connections_made;
         counts.push(u8::from(is_up));
         assert_eq!((scene.vm.link_state(0), scene.vm.generation(0)), (UP, 1));
         assert!(scene.vm.host.store(BAR0 + 0x2004, 0));
         assert_eq!(scene.good.vectors(), scene.expected);
         drop(hoard);
+        eventually("it joins when there are some", || {
+            late.links() == 1 && scene.vm.links() == 2
+        });
+        let errors = [&scene.vm, &late].map(|vm| vm.device.counters().protocol_errors);
+        assert_eq!(errors, [0, 0], "nobody broke the protocol");
+        late.stop();
+        eventually("it is gone", || scene.vm.links() == 1);
     }
     println!("links with 0, 1, .. descriptors: {counts:?}; {attempts} attempts");
     assert_eq!((counts[0], *counts.last().unwrap()), (0, 1));
-    eventually("a peer joins", || {
-        late.links() == 1 && scene.vm.links() == 2
-    });
-    let errors = [&scene.vm, &late].map(|vm| vm.device.counters().protocol_errors);
-    assert_eq!(errors, [0, 0], "nobody broke the protocol");
-    late.device.shutdown();
-    eventually("it is gone", || scene.vm.links() == 1);
-    late.stop();
     assert!(settled_descriptors() <= before);
     scene.is_as_before();
 }
@@ -385,7 +379,7 @@ fn both_ends_restart_at_once() {
         vms = restarted.map(|thread| thread.join().unwrap());
     }
     // The same without the processes' end: both are reset while both hold the window.
-    for round in 1..=20 {
+    for round in 1..=6 {
         eventually("all are linked", || {
             vms.iter().all(|vm| vm.links() == 2) && third.links() == 2
         });
@@ -413,12 +407,12 @@ fn both_ends_restart_at_once() {
 
 #[test]
 fn a_link_that_flaps() {
-    alone("tests::faults::up_and_down_a_hundred_times");
+    alone("tests::faults::up_and_down_again_and_again");
 }
 
 #[test]
 #[ignore = "counts the process's descriptors; run by a_link_that_flaps"]
-fn up_and_down_a_hundred_times() {
+fn up_and_down_again_and_again() {
     let folder = tempfile::tempdir().unwrap();
     // The same GID all the time, so that the place in the table is the same, too.
     let hub = Vm::start(options(folder.path(), "hub", &[]));
@@ -430,7 +424,8 @@ fn up_and_down_a_hundred_times() {
     });
     let before = settled_descriptors();
     let start = Instant::now();
-    for generation in 1..=100 {
+    // Each time it has to wait twice as long: 12.7 s in all.
+    for generation in 1..=7 {
         eventually("up", || {
             hub.link_state(1) == UP && hub.generation(1) == generation && flapping.links() == 1
         });
@@ -444,11 +439,11 @@ fn up_and_down_a_hundred_times() {
             hub.let_go(1);
         }
     }
-    eventually("up", || hub.generation(1) == 101 && flapping.links() == 1);
-    println!("100 times down and up in {:?}", start.elapsed());
+    eventually("up", || hub.generation(1) == 8 && flapping.links() == 1);
+    println!("7 times down and up in {:?}", start.elapsed());
     let counters = hub.device.counters();
-    assert_eq!((counters.links_up, counters.links_lost), (102, 100));
-    assert_eq!(counters.links_reset, 33);
+    assert_eq!((counters.links_up, counters.links_lost), (9, 7));
+    assert_eq!(counters.links_reset, 2);
     assert_eq!((counters.host_errors, counters.protocol_errors), (0, 0));
     assert_eq!((hub.link_state(0), hub.generation(0)), (UP, 1));
     assert_eq!((calm.link_state(0), calm.generation(0)), (UP, 1));
@@ -463,7 +458,7 @@ fn up_and_down_a_hundred_times() {
             EventKind::LinkDown => (ups, downs + 1),
             _ => (ups, downs),
         });
-    assert_eq!((ups, downs), (101, 100));
+    assert_eq!((ups, downs), (8, 7));
     for vm in [hub, calm, flapping] {
         vm.stop();
     }

@@ -386,7 +386,9 @@ fn a_restored_device_has_a_new_name_and_lets_its_guest_let_go() {
 /// A VM that is restored from `state`, and does not run yet.
 fn restore(config: Config, state: &DeviceState) -> Vm {
     let host = FakeHost::new();
-    let (device, fabric) = Device::new("test", config, host.clone(), Some(state)).unwrap();
+    let (device, mut fabric) = Device::new("test", config, host.clone(), Some(state)).unwrap();
+    let reaper = fabric.reaper().unwrap();
+    thread::spawn(move || reaper.run());
     let thread = Some(thread::spawn(move || fabric.run()));
     Vm {
         device,

@@ -2,14 +2,20 @@
 
 //! Devices of one process over real sockets, each with a VMM that is not one.
 
+mod byes;
+mod closing;
 mod device;
+mod embedding;
 mod faults;
 mod folders;
 mod hostile;
+mod limits;
 mod links;
 mod mesh;
+mod rates;
 mod sandbox;
 mod users;
+mod waiting;
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -18,7 +24,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::test_utils::FakeHost;
+use crate::test_utils::{FakeHost, OLD_KERNEL};
 use crate::{Config, Device, DeviceState, Gid};
 
 /// How long to wait for what should be a matter of milliseconds.
@@ -85,7 +91,9 @@ impl Vm {
 
     fn start_with(config: Config, state: Option<&DeviceState>) -> Self {
         let host = FakeHost::new();
-        let (device, fabric) = Device::new("test", config, host.clone(), state).unwrap();
+        let (device, mut fabric) = Device::new("test", config, host.clone(), state).unwrap();
+        let reaper = fabric.reaper().unwrap();
+        thread::spawn(move || reaper.run());
         place(&device);
         device.resume();
         let thread = thread::Builder::new().name("fabric".into());
@@ -163,9 +171,19 @@ impl Drop for Vm {
 /// Runs an ignored test of this crate in a process of its own, because it counts what the process has, or may
 /// end it.
 fn alone(test: &str) {
+    run_alone(test, &[]);
+}
+
+/// The same, as if on a kernel that cannot keep others from sending descriptors.
+fn alone_on_old_kernel(test: &str) {
+    run_alone(test, &[(OLD_KERNEL, "1")]);
+}
+
+fn run_alone(test: &str, variables: &[(&str, &str)]) {
     let program = env::current_exe().unwrap();
     let output = Command::new(program)
         .args(["--exact", "--ignored", "--nocapture", test])
+        .envs(variables.iter().copied())
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);

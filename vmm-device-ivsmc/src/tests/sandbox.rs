@@ -4,16 +4,20 @@
 
 #![cfg(target_arch = "x86_64")]
 
+use std::collections::BTreeMap;
 use std::fs;
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
 
 use super::*;
-use crate::Fabric;
 use crate::fabric::socket::Socket;
+use crate::{Fabric, Reaper, Syscall};
 
 /// From now on this thread ends the process when it makes any other system call.
-fn confine(syscalls: &[i64]) {
+fn confine(syscalls: &[Syscall]) {
     let of_the_test = [
         // The fake VMM copies descriptors and looks up what they are, which a real one leaves to KVM.
         libc::SYS_fcntl,
@@ -24,8 +28,20 @@ fn confine(syscalls: &[i64]) {
         libc::SYS_rt_sigprocmask,
         libc::SYS_sigaltstack,
     ];
-    let listed = syscalls.iter().chain(&of_the_test);
-    let rules = listed.map(|&syscall| (syscall, Vec::new())).collect();
+    let mut rules = BTreeMap::<i64, Vec<SeccompRule>>::new();
+    for syscall in syscalls {
+        if let Some((argument, value)) = syscall.argument {
+            let (kind, equal) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Eq);
+            let condition = SeccompCondition::new(argument, kind, equal, value.into()).unwrap();
+            let rule = SeccompRule::new(vec![condition]).unwrap();
+            rules.entry(syscall.number).or_default().push(rule);
+        }
+    }
+    // No rule: any arguments will do.
+    let any = syscalls.iter().filter(|each| each.argument.is_none());
+    for number in any.map(|each| each.number).chain(of_the_test) {
+        rules.insert(number, Vec::new());
+    }
     let actions = (SeccompAction::KillProcess, SeccompAction::Allow);
     let filter = SeccompFilter::new(rules, actions.0, actions.1, TargetArch::x86_64).unwrap();
     let program: BpfProgram = filter.try_into().unwrap();
@@ -44,7 +60,12 @@ fn start_confined_with(config: Config, state: Option<&DeviceState>) -> Vm {
         confine(&[Device::NEW_SYSCALLS, Fabric::SYSCALLS].concat());
         Device::new("test", config, host.clone(), state).unwrap()
     };
-    let (device, fabric) = thread::scope(|scope| scope.spawn(make).join()).unwrap();
+    let (device, mut fabric) = thread::scope(|scope| scope.spawn(make).join()).unwrap();
+    let reaper = fabric.reaper().unwrap();
+    thread::spawn(move || {
+        confine(Reaper::SYSCALLS);
+        reaper.run();
+    });
     place(&device);
     device.resume();
     let thread = Some(thread::spawn(move || {

@@ -24,7 +24,9 @@ fn start_as(user: u32, config: Config) -> Vm {
         become_user();
         Device::new("test", config, host.clone(), None).unwrap()
     };
-    let (device, fabric) = thread::scope(|scope| scope.spawn(make).join()).unwrap();
+    let (device, mut fabric) = thread::scope(|scope| scope.spawn(make).join()).unwrap();
+    let reaper = fabric.reaper().unwrap();
+    thread::spawn(move || reaper.run());
     place(&device);
     device.resume();
     let thread = Some(thread::spawn(move || {

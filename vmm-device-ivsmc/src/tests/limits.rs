@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Limits of the process and settings of the system lead to errors that say what would do.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::mem::zeroed;
+use std::process;
+
+use super::*;
+use crate::Window;
+
+fn limit(resource: libc::__rlimit_resource_t, value: u64) {
+    // SAFETY: a limit of zeros is a valid one, and it outlives the calls.
+    unsafe {
+        let mut limit: libc::rlimit = zeroed();
+        assert_eq!(libc::getrlimit(resource, &mut limit), 0);
+        limit.rlim_cur = value;
+        assert_eq!(libc::setrlimit(resource, &limit), 0);
+    }
+}
+
+fn error() -> String {
+    Window::create(WINDOW, false).unwrap_err().to_string()
+}
+
+#[test]
+fn a_limit_of_file_sizes_is_an_error() {
+    alone("tests::limits::file_size");
+}
+
+#[test]
+#[ignore = "may end the process; run by a_limit_of_file_sizes_is_an_error"]
+fn file_size() {
+    limit(libc::RLIMIT_FSIZE, WINDOW - 1);
+    let error = error();
+    assert!(
+        error.contains("RLIMIT_FSIZE") && error.contains("ulimit -f"),
+        "{error}"
+    );
+    limit(libc::RLIMIT_FSIZE, WINDOW);
+    Window::create(WINDOW, false).unwrap();
+}
+
+#[test]
+fn a_limit_of_locked_memory_is_an_error() {
+    alone("tests::limits::locked_memory");
+}
+
+#[test]
+#[ignore = "locks the process's memory; run by a_limit_of_locked_memory_is_an_error"]
+fn locked_memory() {
+    // SAFETY: plain system calls. The user is changed so that the limit is for this process, too.
+    unsafe {
+        assert_eq!(libc::mlockall(libc::MCL_FUTURE), 0);
+        limit(libc::RLIMIT_MEMLOCK, WINDOW / 2);
+        if libc::geteuid() == 0 {
+            assert_eq!(libc::setuid(65534), 0);
+        }
+    }
+    let error = error();
+    assert!(
+        error.contains("RLIMIT_MEMLOCK") && error.contains("ulimit -l"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_system_that_refuses_executable_memory_files_has_windows() {
+    alone("tests::limits::noexec");
+}
+
+#[test]
+#[ignore = "makes a namespace; run by a_system_that_refuses_executable_memory_files_has_windows"]
+fn noexec() {
+    // SAFETY: plain system calls; the child only makes windows and ends.
+    unsafe {
+        if libc::unshare(libc::CLONE_NEWPID) < 0 {
+            println!("SKIPPED: no namespace for the setting");
+            return;
+        }
+        let child = libc::fork();
+        assert!(child >= 0);
+        if child == 0 {
+            let set = fs::write("/proc/sys/vm/memfd_noexec", "2").is_ok();
+            let refused = libc::memfd_create(c"plain".as_ptr(), libc::MFD_CLOEXEC) < 0;
+            let made = Window::create(WINDOW, false).is_ok();
+            process::exit(if !set || !refused {
+                2
+            } else {
+                i32::from(!made)
+            });
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(child, &mut status, 0), child);
+        match libc::WEXITSTATUS(status) {
+            2 => println!("SKIPPED: the setting has no effect here"),
+            status => assert_eq!(status, 0, "no window"),
+        }
+    }
+}
+
+/// Nothing of the device's goes to a program that the VMM starts.
+#[test]
+fn descriptors_are_closed_on_exec() {
+    alone("tests::limits::close_on_exec");
+}
+
+#[test]
+#[ignore = "looks at all of the process's descriptors; run by descriptors_are_closed_on_exec"]
+fn close_on_exec() {
+    let descriptors = || -> BTreeSet<i32> {
+        let all = fs::read_dir("/proc/self/fd").unwrap();
+        all.map(|each| each.unwrap().file_name().to_str().unwrap().parse().unwrap())
+            .collect()
+    };
+    let before = descriptors();
+    let folder = tempfile::tempdir().unwrap();
+    let a = Vm::start(options(folder.path(), "a", &["b"]));
+    let b = Vm::start(options(folder.path(), "b", &["a"]));
+    a.eventually_up(0);
+    b.eventually_up(0);
+    for fd in descriptors().difference(&before) {
+        // SAFETY: plain system call.
+        let flags = unsafe { libc::fcntl(*fd, libc::F_GETFD) };
+        let target = fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
+        assert!(
+            flags < 0 || flags & libc::FD_CLOEXEC != 0,
+            "{fd}: {target:?}"
+        );
+    }
+    a.stop();
+    b.stop();
+}
