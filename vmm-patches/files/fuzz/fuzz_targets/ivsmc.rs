@@ -54,7 +54,9 @@ static DEVICES: LazyLock<[Arc<Device>; 2]> = LazyLock::new(|| {
         let mut config = Config::new(path(name));
         config.peers = vec![path(peer)];
         config.window_size = 2 << 20;
-        let (device, fabric) = Device::new(name, config, Arc::new(NoHost), None).unwrap();
+        let (device, mut fabric) = Device::new(name, config, Arc::new(NoHost), None).unwrap();
+        let reaper = fabric.reaper().unwrap();
+        thread::spawn(|| reaper.run());
         thread::spawn(|| fabric.run());
         device.resume();
         device

@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::num::Wrapping;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::{io, panic, result, thread};
 
 use log::{error, info};
@@ -163,13 +164,31 @@ impl DeviceManager {
             interrupts.clone(),
             msix_config.clone(),
         );
-        let filter = get_seccomp_filter(&self.seccomp_action, Thread::Ivsmc, None)
-            .map_err(IvsmcError::SeccompFilter)?;
-        let exit_evt = self.exit_evt.try_clone().map_err(IvsmcError::SpawnThread)?;
-        let (device, fabric) = Device::new(id, config.clone(), Arc::new(host), state.as_ref())?;
+        let (device, mut fabric) = Device::new(id, config.clone(), Arc::new(host), state.as_ref())?;
         let mut device = IvsmcDevice::new(id, device, msix_config, interrupts, snapshot)
             .map_err(IvsmcError::RestoreState)?;
-        let name = id.to_owned();
+        if let Some(reaper) = fabric.reaper() {
+            // Peers can keep it from ending: nobody joins it.
+            self.start_ivsmc_thread(id, "reaper", Thread::IvsmcReaper, || reaper.run())?;
+        }
+        let thread = self.start_ivsmc_thread(id, "fabric", Thread::Ivsmc, || fabric.run())?;
+        device.join_when_dropped(thread);
+        Ok(device)
+    }
+
+    /// Starts one of a device's threads. Should it fail, the VMM ends.
+    fn start_ivsmc_thread(
+        &self,
+        id: &str,
+        kind: &str,
+        thread: Thread,
+        body: impl FnOnce() + Send + 'static,
+    ) -> result::Result<JoinHandle<()>, IvsmcError> {
+        let filter = get_seccomp_filter(&self.seccomp_action, thread, None)
+            .map_err(IvsmcError::SeccompFilter)?;
+        let exit_evt = self.exit_evt.try_clone().map_err(IvsmcError::SpawnThread)?;
+        let name = format!("{id}_{kind}");
+        let thread = thread::Builder::new().name(name.clone());
         let run = move || {
             if !filter.is_empty()
                 && let Err(e) = apply_filter(&filter)
@@ -178,14 +197,12 @@ impl DeviceManager {
                 exit_evt.write(1).ok();
                 return;
             }
-            if panic::catch_unwind(AssertUnwindSafe(|| fabric.run())).is_err() {
-                error!("{name}: the device's thread panicked");
+            if panic::catch_unwind(AssertUnwindSafe(body)).is_err() {
+                error!("{name}: the thread panicked");
                 exit_evt.write(1).ok();
             }
         };
-        let thread = thread::Builder::new().name(format!("{id}_fabric"));
-        device.join_when_dropped(thread.spawn(run).map_err(IvsmcError::SpawnThread)?);
-        Ok(device)
+        thread.spawn(run).map_err(IvsmcError::SpawnThread)
     }
 
     /// Gives a device its BARs and its place on the bus.

@@ -2,6 +2,7 @@
 
 //! The options of an ivsmc device.
 
+use std::collections::BTreeMap;
 use std::num::ParseIntError;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -10,7 +11,8 @@ use std::{io, result};
 use landlock::AccessFs;
 use option_parser::{ByteSized, IntegerList, OptionParser, StringList, Toggle};
 use serde::{Deserialize, Serialize};
-use vmm_device_ivsmc::Config;
+use serde_json::Value;
+use vmm_device_ivsmc::{Config, ConfigError};
 
 use crate::config::{Error, Result, ValidationError};
 use crate::landlock::{Landlock, LandlockError};
@@ -23,6 +25,9 @@ pub struct IvsmcConfig {
     pub pci_common: PciDeviceCommonConfig,
     #[serde(flatten)]
     pub device: Config,
+    /// What else was given, which is an error.
+    #[serde(flatten)]
+    unknown: BTreeMap<String, Value>,
 }
 
 /// A number that is mostly written in hexadecimal, with 0x before it.
@@ -85,7 +90,11 @@ impl IvsmcConfig {
         };
         parse(&parser, &mut device).map_err(Error::ParseIvsmc)?;
         let pci_common = PciDeviceCommonConfig::parse(ivsmc)?;
-        Ok(IvsmcConfig { pci_common, device })
+        Ok(IvsmcConfig {
+            pci_common,
+            device,
+            unknown: BTreeMap::new(),
+        })
     }
 
     pub fn validate(&self, vm_config: &VmConfig) -> result::Result<(), ValidationError> {
@@ -93,6 +102,10 @@ impl IvsmcConfig {
             return Err(ValidationError::IommuNotSupported);
         }
         self.pci_common.validate(vm_config)?;
+        if let Some(option) = self.unknown.keys().next() {
+            let error = ConfigError::UnknownOption(option.clone());
+            return Err(ValidationError::Ivsmc(error));
+        }
         self.device.validate().map_err(ValidationError::Ivsmc)?;
         let path = &self.device.path;
         let devices = vm_config.ivsmc.iter().flatten();
@@ -158,6 +171,7 @@ mod tests {
 
         let json = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<IvsmcConfig>(&json).unwrap(), config);
+        assert!(config.unknown.is_empty());
         let json = r#"{"path": "/run/a"}"#;
         let default = IvsmcConfig::parse("path=/run/a").unwrap();
         assert_eq!(default.device, Config::new("/run/a"));
@@ -186,6 +200,9 @@ mod tests {
         }
         let error = IvsmcConfig::parse("peer=/run/b").unwrap_err();
         assert!(matches!(error, Error::ParseIvsmcPathMissing), "{error}");
+        let json = r#"{"path": "/run/a", "id": "x", "pci_segment": 0, "colour": "red"}"#;
+        let config: IvsmcConfig = serde_json::from_str(json).unwrap();
+        assert_eq!(config.unknown.keys().collect::<Vec<_>>(), ["colour"]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use hypervisor::{DataMatch, HypervisorVmError, IoEventAddress, Vm};
 use pci::MsixConfig;
 use vm_allocator::MemorySlotAllocator;
 use vm_device::interrupt::InterruptSourceGroup;
-use vmm_device_ivsmc::{Event, EventKind, Host, Window};
+use vmm_device_ivsmc::{Event, Host, Window};
 use vmm_sys_util::errno;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -126,7 +126,7 @@ impl Host for VmHost {
         let peer = event.peer.map_or_else(String::new, |gid| gid.to_string());
         event!(
             "ivsmc",
-            event_name(event.kind),
+            event.kind.name(),
             "id",
             &self.id,
             "peer",
@@ -134,15 +134,6 @@ impl Host for VmHost {
             "reason",
             &event.reason
         );
-    }
-}
-
-fn event_name(kind: EventKind) -> &'static str {
-    match kind {
-        EventKind::LinkUp => "link-up",
-        EventKind::LinkDown => "link-down",
-        EventKind::LinkReset => "link-reset",
-        EventKind::Refused => "refused",
     }
 }
 

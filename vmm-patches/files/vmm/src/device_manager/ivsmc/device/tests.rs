@@ -2,6 +2,7 @@
 
 //! Devices without a VM: their host does nothing.
 
+use std::mem;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -111,9 +112,11 @@ fn device_on(
     let state = state_from_id(snapshot, pci::MSIX_CONFIG_ID).unwrap();
     let msix_config = MsixConfig::new(config.vectors, group, 8, state).unwrap();
     let state = snapshot.map(|snapshot| snapshot.to_state().unwrap());
-    let (device, fabric) = Device::new("test", config, Arc::new(host), state.as_ref()).unwrap();
+    let (device, mut fabric) = Device::new("test", config, Arc::new(host), state.as_ref()).unwrap();
     let msix_config = Arc::new(Mutex::new(msix_config));
     let mut device = IvsmcDevice::new("test", device, msix_config, interrupts, snapshot).unwrap();
+    let reaper = fabric.reaper().unwrap();
+    thread::spawn(|| reaper.run());
     device.join_when_dropped(thread::spawn(|| fabric.run()));
     device
 }
@@ -278,7 +281,7 @@ fn test_a_masked_vector_has_no_route() {
     let bars = allocators.allocate(&mut device, None).unwrap();
     let control = |device: &mut IvsmcDevice, vector: u64, value: u32| {
         device.write_bar(bars[1].addr(), vector * 16 + 12, &value.to_le_bytes());
-        std::mem::take(&mut *interrupts.updates.lock().unwrap())
+        mem::take(&mut *interrupts.updates.lock().unwrap())
     };
     assert_eq!(control(&mut device, 2, 0), []);
     assert_eq!(control(&mut device, 2, 1), [(2, true)]);
