@@ -213,7 +213,7 @@ fn end_both(pair: &mut Pair, ids: [u64; 2]) -> Result<()> {
 const PAUSES: [Duration; 3] = [
     Duration::ZERO,
     Duration::from_secs(1),
-    Duration::from_secs(5),
+    Duration::from_secs(30),
 ];
 /// How long traffic may stand still.
 const STILL: Duration = Duration::from_secs(60);
