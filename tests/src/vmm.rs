@@ -386,11 +386,11 @@ mod tests {
     fn events_are_read_as_far_as_they_are_written() {
         let text = br#"{"source": "vmm", "event": "starting"}
 
-            {"source": "ivsmc", "event": "link_up", "properties": {"id": "ivsmc0"}}
+            {"source": "ivsmc", "event": "link-up", "properties": {"id": "ivsmc0"}}
 
             {"source": "ivsmc", "ev"#;
         let events = ivsmc_events(text);
         assert_eq!(events.len(), 1);
-        assert_eq!(events[0]["event"], "link_up");
+        assert_eq!(events[0]["event"], "link-up");
     }
 }

@@ -40,12 +40,12 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// Its name: "link_up", "link_down", "link_reset" or "refused".
+    /// Its name: "link-up", "link-down", "link-reset" or "refused".
     pub const fn name(self) -> &'static str {
         match self {
-            EventKind::LinkUp => "link_up",
-            EventKind::LinkDown => "link_down",
-            EventKind::LinkReset => "link_reset",
+            EventKind::LinkUp => "link-up",
+            EventKind::LinkDown => "link-down",
+            EventKind::LinkReset => "link-reset",
             EventKind::Refused => "refused",
         }
     }

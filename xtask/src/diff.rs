@@ -1,9 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Unified diffs that only insert lines, without context: they hold no line of the file that they are for.
+//! Unified diffs that only insert lines, without context: they hold no line of the file that they are for, but hashes
+//! of those around each insertion, by which it is placed in another version of the file ([`place`]).
+
+pub mod place;
 
 use std::fmt::Write as _;
 
 use anyhow::{Context, Result, bail, ensure};
+
+use place::Neighbours;
 
 /// What is inserted into one file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +26,8 @@ pub struct Hunk {
     /// How many lines of the file are before it.
     pub after: usize,
     pub lines: Vec<String>,
+    /// What is around it.
+    pub around: Neighbours,
 }
 
 impl Insertions {
@@ -38,7 +45,7 @@ impl Insertions {
             name(new, "+++ b/")? == path,
             "`{old}` and `{new}` are different files"
         );
-        let hunks = hunks(&mut lines, true)?;
+        let hunks = hunks(&mut lines, Neighbours::parse)?;
         if let Some(line) = lines.next() {
             bail!("`{line}` is neither a hunk nor an inserted line");
         }
@@ -61,9 +68,10 @@ impl Insertions {
             // Writing to a String does not fail.
             let _ = writeln!(
                 text,
-                "@@ -{},0 +{}{count} @@",
+                "@@ -{},0 +{}{count} @@{}",
                 hunk.after,
-                hunk.after + before + 1
+                hunk.after + before + 1,
+                hunk.around
             );
             for line in &hunk.lines {
                 let _ = writeln!(text, "+{line}");
@@ -78,31 +86,12 @@ impl Insertions {
         self.hunks.iter().map(|hunk| hunk.lines.len()).sum()
     }
 
-    /// The file's new content.
-    pub fn apply(&self, content: &str) -> Result<String> {
-        let old: Vec<_> = content.split_inclusive('\n').collect();
-        let mut new = String::with_capacity(content.len());
-        let mut done = 0;
-        for hunk in &self.hunks {
-            let piece = old.get(done..hunk.after).with_context(|| {
-                format!(
-                    "it has {} lines, and some are to go after line {}",
-                    old.len(),
-                    hunk.after
-                )
-            })?;
-            new.extend(piece.iter().copied());
-            ensure!(
-                new.is_empty() || new.ends_with('\n'),
-                "its last line does not end, and some are to go after it"
-            );
-            for line in &hunk.lines {
-                new = new + line + "\n";
-            }
-            done = hunk.after;
+    /// Notes what is around each insertion in the file that the diff was made against.
+    pub fn look_around(&mut self, content: &str) {
+        let lines: Vec<_> = content.lines().collect();
+        for hunk in &mut self.hunks {
+            hunk.around = Neighbours::of(&lines, hunk.after);
         }
-        new.extend(old[done..].iter().copied());
-        Ok(new)
     }
 }
 
@@ -131,7 +120,9 @@ pub fn from_git(text: &str) -> Result<Vec<Insertions>> {
         }
         let path = name(lines.next().unwrap_or_default(), "+++ b/")
             .with_context(|| format!("a file is removed: `{header}`"))?;
-        let hunks = hunks(&mut lines, false).with_context(|| path.clone())?;
+        // What git writes behind the second `@@` is a line of the file: it must not come in.
+        let nothing = |_: &str| Some(Neighbours::default());
+        let hunks = hunks(&mut lines, nothing).with_context(|| path.clone())?;
         if !added {
             files.push(Insertions {
                 path,
@@ -177,17 +168,15 @@ fn name(line: &str, prefix: &str) -> Result<String> {
     Ok(path.to_owned())
 }
 
-/// Reads hunks. What git writes behind the second `@@` is a line of the file: a patch of ours must not have it.
-fn hunks(lines: &mut Lines<'_>, bare: bool) -> Result<Vec<Hunk>> {
+/// Reads hunks, with what is to be made of the text behind the second `@@`.
+fn hunks(lines: &mut Lines<'_>, around: impl Fn(&str) -> Option<Neighbours>) -> Result<Vec<Hunk>> {
     let mut hunks = Vec::new();
     let (mut inserted, mut last) = (0, None);
     while let Some(header) = lines.next_if(|line| line.starts_with("@@ ")) {
         let (after, first, count, heading) = hunk_header(header)
             .with_context(|| format!("`{header}` does more than insert lines"))?;
-        ensure!(
-            !bare || heading.is_empty(),
-            "`{header}`: there is text behind the second @@"
-        );
+        let around = around(heading)
+            .with_context(|| format!("`{header}`: behind the second @@ are no hashes"))?;
         ensure!(
             first == after + inserted + 1 && last < Some(after),
             "`{header}` does not follow from the hunks before it"
@@ -199,7 +188,11 @@ fn hunks(lines: &mut Lines<'_>, bare: bool) -> Result<Vec<Hunk>> {
                 .with_context(|| format!("`{header}` is followed by fewer than {count} lines"))?;
             hunk.push(line[1..].to_owned());
         }
-        hunks.push(Hunk { after, lines: hunk });
+        hunks.push(Hunk {
+            after,
+            lines: hunk,
+            around,
+        });
         (inserted, last) = (inserted + count, Some(after));
     }
     ensure!(!hunks.is_empty(), "there is no hunk");
@@ -220,28 +213,16 @@ mod tests {
     use super::*;
 
     const PATCH: &str = "Why it is so.\n\n--- a/src/lib.rs\n+++ b/src/lib.rs\n\
-        @@ -0,0 +1 @@\n+zero\n@@ -2,0 +4,2 @@\n+two and a half\n+--- a/x\n";
+        @@ -0,0 +1 @@ | 00000001 00000002\n+zero\n\
+        @@ -2,0 +4,2 @@ 00000001 00000002 |\n+two and a half\n+--- a/x\n";
 
     #[test]
-    fn a_patch_is_read_applied_and_written() {
+    fn a_patch_is_read_and_written() {
         let patch = Insertions::parse(PATCH).unwrap();
         assert_eq!(patch.path, "src/lib.rs");
         assert_eq!(patch.description, "Why it is so.\n\n");
         assert_eq!(patch.count(), 3);
-        assert_eq!(
-            patch.apply("one\ntwo\nthree").unwrap(),
-            "zero\none\ntwo\ntwo and a half\n--- a/x\nthree"
-        );
         assert_eq!(patch.render(), PATCH);
-    }
-
-    #[test]
-    fn a_file_that_is_too_short_is_refused() {
-        let patch = Insertions::parse(PATCH).unwrap();
-        let error = patch.apply("one\n").unwrap_err().to_string();
-        assert!(error.contains("after line 2"), "{error}");
-        let error = patch.apply("one\ntwo").unwrap_err().to_string();
-        assert!(error.contains("does not end"), "{error}");
     }
 
     #[test]
@@ -254,12 +235,12 @@ mod tests {
                 "a/../x\n+++ b/../x",
                 "out of the tree",
             ),
-            (
-                "@@ -0,0 +1 @@",
-                "@@ -0,0 +1 @@ fn upstreams()",
-                "behind the second",
-            ),
-            ("@@ -0,0 +1 @@", "@@ -1 +1 @@", "more than insert"),
+            ("@@ | 0", "@@ fn upstreams() | 0", "no hashes"),
+            (" | 00000001 00000002", "", "no hashes"),
+            (" | 00000001 00000002", " |", "no hashes"),
+            ("@@ | 00000001", "@@ | 0000000G", "no hashes"),
+            ("@@ | 00000001", "@@ | 1", "no hashes"),
+            ("@@ -0,0 +1", "@@ -1 +1", "more than insert"),
             ("+zero\n", "+zero\n zero\n", "neither"),
             ("+zero\n", "-zero\n", "fewer than 1"),
             ("+4,2", "+3,2", "follow"),
@@ -294,7 +275,7 @@ mod tests {
         );
         assert_eq!(
             files[0].render(),
-            "--- a/a\n+++ b/a\n@@ -3,0 +4 @@\n+ours\n"
+            "--- a/a\n+++ b/a\n@@ -3,0 +4 @@ |\n+ours\n"
         );
         assert!(from_git("").unwrap().is_empty());
     }

@@ -60,7 +60,7 @@ enum Command {
     Perf(perf::Options),
     /// Run the lab's runner by hand, with arguments of your own (`cargo xtask lab -- --help`).
     Lab(run::LabOptions),
-    /// Bring the device into a checkout of Cloud Hypervisor v53.0; fetch and build nothing.
+    /// Bring the device into a checkout of Cloud Hypervisor; fetch and build nothing.
     PatchVmm(patch_vmm::Options),
 }
 

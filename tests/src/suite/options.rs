@@ -118,7 +118,11 @@ pub(super) fn bad_ones(lab: &Lab) -> Result<Vec<Bad>> {
             json!(1 << 20),
             &[&["size"], &["1M", "1048576"], &["2M"]],
         ),
-        more("size=1T", json!(1u64 << 40), &[&["size"], &["max_peers"]]),
+        more(
+            "size=1024G",
+            json!(1u64 << 40),
+            &[&["size"], &["max_peers"]],
+        ),
         more("max_peers=0", json!(0), &[&["max_peers"], &["0"]]),
         more("max_peers=65", json!(65), &[&["max_peers"], &["65"]]),
         more("vectors=0", json!(0), &[&["vectors"], &["0"]]),

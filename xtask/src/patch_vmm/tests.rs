@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Patching and recording small trees that are made up; and the rules that the real patches keep.
 
+use std::collections::BTreeSet;
+use std::process::Command;
+
+use super::series::{LATER, patch_name, read_files};
 use super::*;
+use crate::diff::Insertions;
+use crate::process;
 use tempfile::TempDir;
 
 /// The most lines that the patches may insert, all together.
-const MOST_LINES: usize = 400;
+const MOST_LINES: usize = 600;
 
 /// A repository like ours and a checkout like a user's.
 struct Setup {
@@ -167,10 +173,10 @@ fn what_was_recorded_is_applied() {
     assert_has(
         &report,
         &[
-            "vmm/src/lib.rs: 3 lines inserted",
+            "vmm/src/lib.rs: 3 lines inserted at 2 places\n",
             "vmm/src/ivsmc.rs: added",
             "vmm-device-ivsmc: 3 files",
-            "4 lines inserted into 2 files, 5 files added",
+            "2 files have 4 lines inserted at 3 places, 5 files were added",
             "--features ivsmc",
         ],
     );
@@ -191,19 +197,30 @@ fn what_is_recorded_has_nothing_of_upstreams() {
             "files/vmm/src/ivsmc.rs",
             "patches/Cargo.toml.patch",
             "patches/vmm-src-lib.rs.patch",
-            "upstream.toml",
         ]
     );
+    let patch = fs::read_to_string(folder.join("patches/vmm-src-lib.rs.patch")).unwrap();
+    let lines: Vec<_> = patch
+        .lines()
+        .map(|line| line.split("@@ ").collect::<Vec<_>>())
+        .collect();
+    let lines: Vec<_> = lines.iter().map(|parts| (parts[0], parts.get(1))).collect();
+    let numbers = ["-1,0 +2 ", "-5,0 +7,2 "];
+    assert_eq!(lines.len(), 7, "{patch}");
+    assert_eq!(lines[0].0, "--- a/vmm/src/lib.rs");
+    assert_eq!(lines[1].0, "+++ b/vmm/src/lib.rs");
     assert_eq!(
-        fs::read_to_string(folder.join("patches/vmm-src-lib.rs.patch")).unwrap(),
-        "--- a/vmm/src/lib.rs\n+++ b/vmm/src/lib.rs\n@@ -1,0 +2 @@\n+mod ivsmc;\n\
-         @@ -5,0 +7,2 @@\n+    ours();\n+    ours();\n"
+        (lines[2].1, lines[4].1),
+        (Some(&numbers[0]), Some(&numbers[1]))
     );
-    let upstream = fs::read_to_string(folder.join("upstream.toml")).unwrap();
-    assert_has(
-        &upstream,
-        &["release = \"v53.0\"", "path = \"Cargo.toml\"\nlines = 4\n"],
+    assert_eq!(
+        [lines[3].0, lines[5].0, lines[6].0],
+        ["+mod ivsmc;", "+    ours();", "+    ours();"]
     );
+    // Behind the numbers there are hashes.
+    for hunk in &Series::read(&setup.repository()).unwrap().patches[1].hunks {
+        assert!(patch.contains(&format!("@@{}\n", hunk.around)), "{patch}");
+    }
 }
 
 #[test]
@@ -273,19 +290,58 @@ fn what_is_not_an_insertion_is_not_recorded() {
 }
 
 #[test]
-fn other_trees_are_refused() {
+fn a_tree_that_is_not_far_from_the_release_is_patched() {
+    let setup = Setup::recorded();
+    setup.fill(
+        "tree",
+        &[(
+            "vmm/src/lib.rs",
+            "mod new;\nmod a;\nmod z;\n\nfn another() {}\n\nfn upstreams() {\n    one();\n    two();\n    three();\n}\n",
+        )],
+    );
+    setup.commit("later");
+    let report = patch(&setup.repository(), &setup.open()).unwrap();
+    assert_has(
+        &report,
+        &[
+            "vmm/src/lib.rs: 3 lines inserted at 2 places (2 moved by up to 3 lines)",
+            "4 lines inserted at 3 places (2 moved by up to 3 lines)",
+        ],
+    );
+    assert_eq!(
+        fs::read_to_string(setup.tree().join("vmm/src/lib.rs")).unwrap(),
+        "mod new;\nmod a;\nmod ivsmc;\nmod z;\n\nfn another() {}\n\nfn upstreams() {\n    one();\n    ours();\n\
+         \x20   ours();\n    two();\n    three();\n}\n"
+    );
+}
+
+#[test]
+fn trees_that_are_too_far_from_the_release_are_refused() {
     let setup = Setup::recorded();
     setup.fill("tree", &[("vmm/src/lib.rs", "mod another_release;\n")]);
     setup.commit("later");
+    let error = setup.refused();
     assert_has(
-        &setup.refused(),
-        &["vmm/src/lib.rs is another", "git checkout v53.0"],
+        &error,
+        &[
+            "too far",
+            "git checkout v53.0",
+            "vmm/src/lib.rs: `mod ivsmc;`: none of the 7 lines around it is there; it is after line 1 in v53.0",
+            "vmm/src/lib.rs: `ours();`: none of",
+        ],
     );
+    for hunk in &Series::read(&setup.repository()).unwrap().patches[1].hunks {
+        assert_has(&error, &[&format!("the hashes{}", hunk.around)]);
+    }
+    assert!(!error.contains("Cargo.toml"), "{error}");
     fs::remove_file(setup.tree().join("vmm/src/lib.rs")).unwrap();
     setup.commit("later still");
     assert_has(
         &setup.refused(),
-        &["vmm/src/lib.rs is not there", "git checkout v53.0"],
+        &[
+            "vmm/src/lib.rs: there is no such file",
+            "git checkout v53.0",
+        ],
     );
     setup.git(&["checkout", "--quiet", RELEASE]);
     setup.fill("tree", &[("vmm-device-ivsmc/README.md", "another's\n")]);
@@ -293,7 +349,80 @@ fn other_trees_are_refused() {
     setup.commit("a namesake");
     assert_has(
         &setup.refused(),
-        &["it has a vmm-device-ivsmc/README.md", "git checkout v53.0"],
+        &["has a vmm-device-ivsmc/README.md", "git checkout v53.0"],
+    );
+}
+
+#[test]
+fn what_later_trees_have_more_is_patched_there() {
+    let setup = Setup::recorded();
+    let text = "# Threats\n\nThere are some.\n\n# Others\n";
+    setup.fill("tree", &[("threats.md", text)]);
+    setup.git(&["add", "."]);
+    setup.commit("later");
+    patch(&setup.repository(), &setup.open()).unwrap();
+    let edited = "# Threats\n\nThere are some.\n\n# Ours\n\n# Others\n";
+    setup.fill("tree", &[("threats.md", edited)]);
+    let before = read_files(&Series::folder(&setup.repository())).unwrap();
+    record(&setup.repository(), &setup.open()).unwrap();
+    let mut after = read_files(&Series::folder(&setup.repository())).unwrap();
+    let recorded = after.remove("patches/later/threats.md.patch");
+    assert_has(&String::from_utf8(recorded.unwrap()).unwrap(), &["+# Ours"]);
+    assert_eq!(before, after);
+
+    setup.clean();
+    let report = patch(&setup.repository(), &setup.open()).unwrap();
+    assert_has(&report, &["threats.md: 2 lines", "3 files have 6 lines"]);
+    assert_eq!(
+        fs::read_to_string(setup.tree().join("threats.md")).unwrap(),
+        edited
+    );
+    // The release does not have the file; and recording from there leaves the later patch as it is.
+    setup.clean();
+    setup.git(&["checkout", "--quiet", RELEASE]);
+    let report = patch(&setup.repository(), &setup.open()).unwrap();
+    assert_has(&report, &["2 files have 4 lines"]);
+    assert!(!report.contains("threats.md"), "{report}");
+    record(&setup.repository(), &setup.open()).unwrap();
+    assert_eq!(Series::read(&setup.repository()).unwrap().later.len(), 1);
+}
+
+#[test]
+fn what_cannot_be_told_apart_is_not_recorded() {
+    let setup = Setup::recorded();
+    let twice = "mod a;\nmod b;\nmod z;\n\n".repeat(5);
+    setup.fill("tree", &[("vmm/src/lib.rs", &twice)]);
+    setup.commit("repeats itself");
+    setup.git(&["tag", "--force", RELEASE]);
+    setup.edit();
+    let edited = twice.replacen("mod z;\n\nmod a", "mod z;\n\nmod ivsmc;\nmod a", 3);
+    setup.fill("tree", &[("vmm/src/lib.rs", &edited)]);
+    let error = record(&setup.repository(), &setup.open()).unwrap_err();
+    assert_has(
+        &format!("{error:#}"),
+        &["vmm/src/lib.rs", "told apart", "`mod ivsmc;`"],
+    );
+    // One place of three that are alike has been forgotten.
+    let names = ["one", "two", "three"];
+    let file = names.map(|name| format!("{name}\n").repeat(8) + "a: None,\nb: None,\n}\n\n");
+    setup.fill("tree", &[("vmm/src/lib.rs", &file.concat())]);
+    setup.git(&[
+        "commit",
+        "--quiet",
+        "--no-gpg-sign",
+        "--message",
+        "x",
+        "vmm/src/lib.rs",
+    ]);
+    setup.git(&["tag", "--force", RELEASE]);
+    let edited = file
+        .concat()
+        .replacen("b: None,\n", "b: None,\nours: None,\n", 2);
+    setup.fill("tree", &[("vmm/src/lib.rs", &edited)]);
+    let error = record(&setup.repository(), &setup.open()).unwrap_err();
+    assert_has(
+        &format!("{error:#}"),
+        &["vmm/src/lib.rs", "more than once", "after line 34"],
     );
 }
 
@@ -363,27 +492,13 @@ fn what_fails_midway_is_undone() {
 fn a_series_that_does_not_fit_together_is_refused() {
     let setup = Setup::recorded();
     let folder = Series::folder(&setup.repository());
-    let upstream = fs::read_to_string(folder.join("upstream.toml")).unwrap();
-    for (from, to, word) in [
-        (
-            "path = \"Cargo.toml\"",
-            "path = \"Cargo.lock\"",
-            "Cargo.lock",
-        ),
-        ("lines = 7", "lines = 4", "after line 5 of 4"),
-        ("lines = 7", "colour = 7", "colour"),
-        ("release = \"v53.0\"", "release = \"v54.0\"", "v54.0"),
-    ] {
-        let text = upstream.replace(from, to);
-        assert_ne!(text, upstream);
-        fs::write(folder.join("upstream.toml"), text).unwrap();
-        assert_has(&setup.refused(), &[word]);
-    }
-    fs::write(folder.join("upstream.toml"), upstream).unwrap();
     let patch = folder.join("patches/Cargo.toml.patch");
     let text = fs::read_to_string(&patch).unwrap();
-    fs::write(&patch, text.replace("@@\n", "@@ members = [\n")).unwrap();
-    assert_has(&setup.refused(), &["Cargo.toml.patch", "behind the second"]);
+    fs::write(&patch, text.replace(" @@ ", " @@ members = [ ")).unwrap();
+    assert_has(&setup.refused(), &["Cargo.toml.patch", "no hashes"]);
+    fs::write(&patch, &text).unwrap();
+    fs::write(folder.join("patches/again.patch"), &text).unwrap();
+    assert_has(&setup.refused(), &["two patches of Cargo.toml"]);
 }
 
 /// The real patches, and the repository that they are in.
@@ -397,13 +512,18 @@ fn real() -> (PathBuf, Series) {
 fn the_real_series_keeps_its_rules() {
     let (repository, series) = real();
     series.check().unwrap();
-    let lines: usize = series.patches.iter().map(Insertions::count).sum();
+    let patches = series.patches.iter().chain(&series.later);
+    let lines: usize = patches.clone().map(Insertions::count).sum();
     assert!(lines < MOST_LINES, "{lines} lines are inserted");
     for (name, content) in read_files(&Series::folder(&repository).join("patches")).unwrap() {
         // Read and written again it is the same: there is nothing else in it.
         let patch = Insertions::parse(std::str::from_utf8(&content).unwrap()).unwrap();
         assert_eq!(patch.render().as_bytes(), content, "{name}");
-        assert_eq!(name, patch_name(&patch.path));
+        assert_eq!(name.trim_start_matches(LATER), patch_name(&patch.path));
+        assert!(
+            !patch.description.trim().is_empty(),
+            "{name} does not say why"
+        );
     }
     assert!(series.files.contains_key(MARK));
     let mut ours = crate_files(&repository).unwrap();
