@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::mem::{self, ManuallyDrop};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -35,6 +35,8 @@ struct Inner {
 pub struct FakeHost {
     inner: Mutex<Inner>,
     fail_windows: AtomicBool,
+    /// The address of a doorbell for which no descriptor is an eventfd; 0: none.
+    refused_doorbell: AtomicU64,
     /// Doorbells are to take long now, and one does.
     holds: AtomicBool,
     is_holding: AtomicBool,
@@ -52,6 +54,11 @@ impl FakeHost {
 
     pub fn fail_windows(&self, fail: bool) {
         self.fail_windows.store(fail, Ordering::Relaxed);
+    }
+
+    /// From now on a doorbell at this address is refused, as one that is no eventfd.
+    pub fn refuse_doorbell(&self, gpa: u64) {
+        self.refused_doorbell.store(gpa, Ordering::Relaxed);
     }
 
     /// Whether doorbells cannot be placed or removed until further notice, or for 20 seconds.
@@ -191,7 +198,7 @@ impl Host for FakeHost {
 
     fn set_doorbell(&self, gpa: u64, value: Option<u32>, fd: &EventFd) -> io::Result<()> {
         self.wait();
-        if !is_eventfd(fd) {
+        if !is_eventfd(fd) || gpa == self.refused_doorbell.load(Ordering::Relaxed) {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         let old = self.inner().doorbells.insert((gpa, value), fd.as_raw_fd());

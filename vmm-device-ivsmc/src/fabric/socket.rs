@@ -294,11 +294,14 @@ impl Socket {
     fn take(&self) -> io::Result<()> {
         let mut byte = 0u8;
         let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
-        // SAFETY: the buffer outlives the call and is as long as it says.
-        let taken = unsafe { libc::recv(self.as_raw_fd(), (&raw mut byte).cast(), 1, flags) };
-        match taken {
-            ..0 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
+        let mut take = || {
+            // SAFETY: the buffer outlives the call and is as long as it says.
+            check_len(unsafe { libc::recv(self.as_raw_fd(), (&raw mut byte).cast(), 1, flags) })
+        };
+        match take() {
+            // The other end has closed since it was looked at: the packet is still there, and what follows it.
+            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => take().map(drop),
+            other => other.map(drop),
         }
     }
 }
@@ -417,6 +420,22 @@ mod tests {
         assert_eq!(other.peer_user().unwrap(), own_user());
         drop(one);
         assert!(receive(&other).unwrap().unwrap().bytes().is_empty());
+    }
+
+    /// The reason with which the other end had closed got lost.
+    #[test]
+    fn what_was_said_before_a_close_can_be_read_whenever_that_comes() {
+        let (mut one, other, _folder) = pair();
+        one.allow_rights().unwrap();
+        other.send(b"first", &[]).unwrap();
+        other.send(b"why", &[]).unwrap();
+        // It closes without having read this, which makes the connection one that was reset.
+        one.send(b"unread", &[]).unwrap();
+        drop(other);
+        // The same as when that happens between looking at a packet and taking it.
+        one.take().unwrap();
+        assert_eq!(receive(&one).unwrap().unwrap().bytes(), b"why");
+        assert!(receive(&one).unwrap().unwrap().bytes().is_empty());
     }
 
     #[test]

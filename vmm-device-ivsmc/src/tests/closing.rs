@@ -17,9 +17,9 @@ use crate::fabric::socket::{Socket, own_user};
 use crate::fabric::wire::{Bye, Message};
 
 /// For how long the close() of a lingering socket blocks.
-const LINGER: u16 = 15;
+const LINGER: u16 = 60;
 /// What is done within this time did not wait for one.
-const PROMPT: Duration = Duration::from_secs(6);
+const PROMPT: Duration = Duration::from_secs(25);
 
 /// A TCP socket with data that its receiver does not take: its last close() blocks for [`LINGER`] seconds.
 struct Lingering {
