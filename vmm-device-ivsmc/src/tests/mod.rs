@@ -8,6 +8,7 @@ mod device;
 mod embedding;
 mod faults;
 mod folders;
+mod fuse;
 mod hostile;
 mod limits;
 mod links;
