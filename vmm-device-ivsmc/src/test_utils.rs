@@ -27,8 +27,9 @@ struct Inner {
     doorbells: BTreeMap<(u64, Option<u32>), RawFd>,
     /// The eventfds connected to each vector, which the device keeps open as well.
     vectors: BTreeMap<usize, Vec<RawFd>>,
-    /// Vector 0 was raised.
+    /// Vector 0 was raised, and how often.
     is_raised: bool,
+    raised: u64,
 }
 
 #[derive(Default)]
@@ -109,6 +110,11 @@ impl FakeHost {
             }
         }
         interrupted.into_iter().collect()
+    }
+
+    /// How often vector 0 has been raised so far.
+    pub fn raised(&self) -> u64 {
+        self.inner().raised
     }
 
     /// How many eventfds are connected to each vector.
@@ -231,7 +237,9 @@ impl Host for FakeHost {
     }
 
     fn raise(&self) -> io::Result<()> {
-        self.inner().is_raised = true;
+        let mut inner = self.inner();
+        inner.is_raised = true;
+        inner.raised += 1;
         Ok(())
     }
 

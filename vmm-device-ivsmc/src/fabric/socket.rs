@@ -21,6 +21,8 @@ use crate::test_utils::OLD_KERNEL;
 const BACKLOG: i32 = 64;
 /// Whether descriptors may be sent to a socket (Linux 6.16).
 const SO_PASSRIGHTS: i32 = 83;
+/// Where SO_MEMINFO says how much that was sent is still in the other end's queue.
+const SK_MEMINFO_WMEM_ALLOC: usize = 2;
 /// What a socket can receive is a little more than the longest message, to see that one is longer.
 const PACKET: usize = MAX_MESSAGE + 8;
 /// Room for one control message with all descriptors, in units that are aligned as one must be.
@@ -164,6 +166,23 @@ impl Socket {
             )
         })?;
         Ok(credentials.uid)
+    }
+
+    /// Whether the other end has not read all that was sent. It has if it has closed.
+    pub fn has_unread(&self) -> bool {
+        let mut memory = [0u32; SK_MEMINFO_WMEM_ALLOC + 1];
+        let mut len = size_of_val(&memory) as libc::socklen_t;
+        // SAFETY: `memory` outlives the call and is `len` long.
+        let result = unsafe {
+            libc::getsockopt(
+                self.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                memory.as_mut_ptr().cast(),
+                &mut len,
+            )
+        };
+        result == 0 && memory[SK_MEMINFO_WMEM_ALLOC] > 0
     }
 
     /// Sends one packet.
