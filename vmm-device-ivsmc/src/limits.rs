@@ -15,6 +15,10 @@ pub fn explain(error: &io::Error) -> String {
         Some(libc::ENFILE) => {
             format!("{error}: the system has as many files open as fs.file-max allows; raise it")
         }
+        Some(libc::ETOOMANYREFS) => format!(
+            "{error}: this user has as many descriptors under way in sockets as RLIMIT_NOFILE allows; raise it (ulimit -n, \
+             LimitNOFILE=)"
+        ),
         _ => error.to_string(),
     }
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::mem::{self, ManuallyDrop};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,14 +27,17 @@ struct Inner {
     doorbells: BTreeMap<(u64, Option<u32>), RawFd>,
     /// The eventfds connected to each vector, which the device keeps open as well.
     vectors: BTreeMap<usize, Vec<RawFd>>,
-    /// Vector 0 was raised.
+    /// Vector 0 was raised, and how often.
     is_raised: bool,
+    raised: u64,
 }
 
 #[derive(Default)]
 pub struct FakeHost {
     inner: Mutex<Inner>,
     fail_windows: AtomicBool,
+    /// The address of a doorbell for which no descriptor is an eventfd; 0: none.
+    refused_doorbell: AtomicU64,
     /// Doorbells are to take long now, and one does.
     holds: AtomicBool,
     is_holding: AtomicBool,
@@ -52,6 +55,11 @@ impl FakeHost {
 
     pub fn fail_windows(&self, fail: bool) {
         self.fail_windows.store(fail, Ordering::Relaxed);
+    }
+
+    /// From now on a doorbell at this address is refused, as one that is no eventfd.
+    pub fn refuse_doorbell(&self, gpa: u64) {
+        self.refused_doorbell.store(gpa, Ordering::Relaxed);
     }
 
     /// Whether doorbells cannot be placed or removed until further notice, or for 20 seconds.
@@ -102,6 +110,11 @@ impl FakeHost {
             }
         }
         interrupted.into_iter().collect()
+    }
+
+    /// How often vector 0 has been raised so far.
+    pub fn raised(&self) -> u64 {
+        self.inner().raised
     }
 
     /// How many eventfds are connected to each vector.
@@ -191,7 +204,7 @@ impl Host for FakeHost {
 
     fn set_doorbell(&self, gpa: u64, value: Option<u32>, fd: &EventFd) -> io::Result<()> {
         self.wait();
-        if !is_eventfd(fd) {
+        if !is_eventfd(fd) || gpa == self.refused_doorbell.load(Ordering::Relaxed) {
             return Err(io::Error::from_raw_os_error(libc::EINVAL));
         }
         let old = self.inner().doorbells.insert((gpa, value), fd.as_raw_fd());
@@ -224,7 +237,9 @@ impl Host for FakeHost {
     }
 
     fn raise(&self) -> io::Result<()> {
-        self.inner().is_raised = true;
+        let mut inner = self.inner();
+        inner.is_raised = true;
+        inner.raised += 1;
         Ok(())
     }
 

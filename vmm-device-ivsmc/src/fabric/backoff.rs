@@ -166,6 +166,29 @@ mod tests {
         assert!(backoff.allows(7, gid(1), now + FIRST_DELAY));
     }
 
+    /// A guest that reboots is the same peer; a VMM that is started anew is another one.
+    #[test]
+    fn who_reboots_again_and_again_hardly_waits() {
+        let wait = |pause: Duration, name: fn(u8) -> u8| {
+            let mut backoff = Backoff::default();
+            let mut now = Instant::now();
+            let mut waits = Vec::new();
+            for time in 0..4 {
+                let begin = now;
+                while !backoff.allows(7, gid(name(time)), now) {
+                    now += 10 * MS;
+                }
+                waits.push((now - begin).as_millis());
+                now += pause;
+                backoff.ended(7, gid(name(time)), pause, now);
+            }
+            waits
+        };
+        assert_eq!(wait(20 * 1000 * MS, |_| 1), [0; 4]);
+        assert_eq!(wait(1000 * MS, |_| 1), [0, 100, 200, 400]);
+        assert_eq!(wait(1000 * MS, |time| time), [0; 4]);
+    }
+
     #[test]
     fn a_user_cannot_make_up_peers_without_end() {
         let start = Instant::now();

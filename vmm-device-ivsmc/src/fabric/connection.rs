@@ -30,6 +30,8 @@ pub struct Connection {
     /// When it ends if it is no link by then.
     pub deadline: Instant,
     pub stage: Stage,
+    /// Descriptors of this end's are on their way, or were.
+    pub has_sent: bool,
 }
 
 /// What a connection holds.
@@ -155,6 +157,7 @@ impl Connection {
         };
         match offer() {
             Ok((window, vectors)) => {
+                self.has_sent = true;
                 self.stage = Stage::Offered {
                     link,
                     window,
@@ -205,6 +208,7 @@ impl Connection {
             vectors: shared.len() as u32,
         };
         let descriptors: Vec<RawFd> = shared.iter().map(|fd| fd.as_raw_fd()).collect();
+        self.has_sent = true;
         self.socket
             .send(&message.encode(), &descriptors)
             .map_err(internal("send ACCEPT"))

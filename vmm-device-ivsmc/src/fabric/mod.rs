@@ -7,6 +7,7 @@
 //! - [`joining`] and [`listening`] are where they come from; [`connectors`] and [`folder`] say whom to join.
 //! - [`connection`] is one of them, [`handshake`] what it has come to, [`wire`] the messages, [`socket`] and
 //!   [`socket_file`] what they travel through.
+//! - [`unread`] is what ended before the other end had taken what was sent.
 //! - [`backoff`] keeps peers from coming and going too often; [`reaper`] closes what they supply.
 
 mod backoff;
@@ -20,6 +21,7 @@ mod listening;
 pub mod reaper;
 pub mod socket;
 pub mod socket_file;
+mod unread;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -40,6 +42,7 @@ use self::joining::{OWN_FOLDER, watch_folder};
 use self::listening::Listening;
 use self::reaper::{Account, Reaper, Reaping};
 use self::socket::{Socket, own_user};
+use self::unread::Unread;
 use self::wire::{Bye, Message};
 use crate::event::Limiter;
 use crate::{Device, Event, EventKind, Gid};
@@ -64,7 +67,11 @@ pub struct Fabric {
     /// Something has happened in a folder: when to look. It is not heard of any more until then.
     scan_at: Option<Instant>,
     connections: BTreeMap<u64, Connection>,
+    /// What has become of those whose other end has not taken what was sent.
+    unread: Unread,
     next_id: u64,
+    /// [`HANDSHAKE`], but for tests.
+    handshake_time: Duration,
     /// Which peers' links come and go too often.
     backoff: Backoff,
     /// How often others have made this end complain, by who they are.
@@ -94,7 +101,9 @@ impl Fabric {
             folders: folders.ok(),
             scan_at: None,
             connections: BTreeMap::new(),
+            unread: Unread::new(),
             next_id: FIRST_CONNECTION,
+            handshake_time: HANDSHAKE,
             backoff: Backoff::default(),
             complaints: BTreeMap::new(),
             errors: Limiter::default(),
@@ -111,6 +120,14 @@ impl Fabric {
     /// joins, before it calls [`run`](Self::run). There is one: `None` if it was taken before.
     pub fn reaper(&mut self) -> Option<Reaper> {
         self.reaper.take()
+    }
+
+    /// Limits that a test on a busy machine does not run into by itself: how long a handshake takes, and how much waits to
+    /// be closed.
+    #[cfg(test)]
+    pub(crate) fn relax(&mut self) {
+        self.handshake_time = 60 * HANDSHAKE;
+        self.reaping.set_limits(1024, 4096);
     }
 
     fn watch(&self, fd: RawFd, id: u64) -> io::Result<()> {
@@ -175,6 +192,7 @@ impl Fabric {
             self.listening.again.next,
             self.listening.check.next,
             self.connectors.next(),
+            self.unread.check.next,
         ];
         let Some(due) = deadlines.chain(retries.into_iter().flatten()).min() else {
             return -1;
@@ -201,6 +219,9 @@ impl Fabric {
         }
         if self.listening.paused.is_some_and(|until| until <= now) {
             self.resume_accepting(now);
+        }
+        if self.unread.check.is_due(now) {
+            self.unread.look(now);
         }
         let is_late =
             |connection: &Connection| connection.is_waiting() && connection.deadline <= now;
@@ -245,6 +266,7 @@ impl Fabric {
     /// Both ends of a new connection introduce themselves, if the other one is admitted. Until it is, nothing that it
     /// sends is looked at.
     fn begin(&mut self, mut socket: Socket, connector: Option<u64>, now: Instant) {
+        self.unread.look(now);
         let admitted = self.admit(&socket);
         let account = match &admitted {
             Ok(user) => Account::User(*user),
@@ -263,6 +285,11 @@ impl Fabric {
             {
                 return Err(ending);
             }
+            if self.unread.is_full(user) {
+                let why =
+                    "too many of its connections have ended with descriptors that it has not taken";
+                return Err(Ending::Crowded(why.into()));
+            }
             socket
                 .allow_rights()
                 .map_err(internal("take descriptors"))?;
@@ -279,8 +306,9 @@ impl Fabric {
             user: started.as_ref().ok().copied(),
             connector,
             handshake: Handshake::new(hello),
-            deadline: now + HANDSHAKE,
+            deadline: now + self.handshake_time,
             stage: Stage::Talking,
+            has_sent: false,
         };
         self.connections.insert(id, connection);
         if let Err(ending) = started {
@@ -332,6 +360,8 @@ impl Fabric {
         };
         let device = &self.device;
         self.unwatch(connection.socket.as_raw_fd());
+        let now = Instant::now();
+        let is_unread = connection.has_sent && connection.socket.has_unread();
         if let Some(reason) = ending.bye() {
             // The other end may be gone, or not listen: it learns from the connection's end anyway.
             let _ = connection.socket.send(&Message::Bye(reason).encode(), &[]);
@@ -340,6 +370,8 @@ impl Fabric {
         connection.socket.shut_down();
         if connection.socket.is_without_rights() {
             drop(connection.socket.into_inner());
+        } else if is_unread {
+            self.unread.keep(connection.user, connection.socket, now);
         }
         device.count(|counters| match ending {
             Ending::Crowded(_) | Ending::Refused(_) => counters.handshakes_refused += 1,
@@ -355,7 +387,6 @@ impl Fabric {
         let account = connection.closer.account();
         let (is_warning, why) = ending.describe();
         let mut has_lost = false;
-        let now = Instant::now();
         match connection.stage {
             Stage::Talking => {}
             Stage::Offered { link, .. } => device.cancel(link),

@@ -44,11 +44,24 @@ struct Queue {
     has_thread: bool,
 }
 
-#[derive(Default)]
 struct State {
     queues: BTreeMap<Account, Queue>,
+    /// [`SHARE`] and [`LIMIT`], but for tests.
+    share: usize,
+    limit: usize,
     /// The device is gone: nothing more comes.
     is_closed: bool,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State {
+            queues: BTreeMap::new(),
+            share: SHARE,
+            limit: LIMIT,
+            is_closed: false,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -157,11 +170,18 @@ impl Reaping {
         }
     }
 
+    /// So much may wait to be closed from now on: of one account, and in all.
+    #[cfg(test)]
+    pub fn set_limits(&self, share: usize, limit: usize) {
+        let mut state = self.0.lock();
+        (state.share, state.limit) = (share, limit);
+    }
+
     /// So much waits to be closed that there must not be more.
     pub fn is_full(&self) -> bool {
         let state = self.0.lock();
         let pending: usize = state.queues.values().map(|queue| queue.pending).sum();
-        pending >= LIMIT
+        pending >= state.limit
     }
 }
 
@@ -197,7 +217,7 @@ impl Closer {
     pub fn is_full(&self) -> bool {
         let state = self.shared.lock();
         let queue = state.queues.get(&self.account);
-        queue.is_some_and(|queue| queue.pending >= SHARE)
+        queue.is_some_and(|queue| queue.pending >= state.share)
     }
 
     fn close(&self, item: Box<dyn Send>) {

@@ -21,6 +21,8 @@ use crate::test_utils::OLD_KERNEL;
 const BACKLOG: i32 = 64;
 /// Whether descriptors may be sent to a socket (Linux 6.16).
 const SO_PASSRIGHTS: i32 = 83;
+/// Where SO_MEMINFO says how much that was sent is still in the other end's queue.
+const SK_MEMINFO_WMEM_ALLOC: usize = 2;
 /// What a socket can receive is a little more than the longest message, to see that one is longer.
 const PACKET: usize = MAX_MESSAGE + 8;
 /// Room for one control message with all descriptors, in units that are aligned as one must be.
@@ -166,6 +168,23 @@ impl Socket {
         Ok(credentials.uid)
     }
 
+    /// Whether the other end has not read all that was sent. It has if it has closed.
+    pub fn has_unread(&self) -> bool {
+        let mut memory = [0u32; SK_MEMINFO_WMEM_ALLOC + 1];
+        let mut len = size_of_val(&memory) as libc::socklen_t;
+        // SAFETY: `memory` outlives the call and is `len` long.
+        let result = unsafe {
+            libc::getsockopt(
+                self.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                memory.as_mut_ptr().cast(),
+                &mut len,
+            )
+        };
+        result == 0 && memory[SK_MEMINFO_WMEM_ALLOC] > 0
+    }
+
     /// Sends one packet.
     pub fn send(&self, bytes: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
         let mut control = [0u64; CONTROL];
@@ -294,11 +313,14 @@ impl Socket {
     fn take(&self) -> io::Result<()> {
         let mut byte = 0u8;
         let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
-        // SAFETY: the buffer outlives the call and is as long as it says.
-        let taken = unsafe { libc::recv(self.as_raw_fd(), (&raw mut byte).cast(), 1, flags) };
-        match taken {
-            ..0 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
+        let mut take = || {
+            // SAFETY: the buffer outlives the call and is as long as it says.
+            check_len(unsafe { libc::recv(self.as_raw_fd(), (&raw mut byte).cast(), 1, flags) })
+        };
+        match take() {
+            // The other end has closed since it was looked at: the packet is still there, and what follows it.
+            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => take().map(drop),
+            other => other.map(drop),
         }
     }
 }
@@ -417,6 +439,22 @@ mod tests {
         assert_eq!(other.peer_user().unwrap(), own_user());
         drop(one);
         assert!(receive(&other).unwrap().unwrap().bytes().is_empty());
+    }
+
+    /// The reason with which the other end had closed got lost.
+    #[test]
+    fn what_was_said_before_a_close_can_be_read_whenever_that_comes() {
+        let (mut one, other, _folder) = pair();
+        one.allow_rights().unwrap();
+        other.send(b"first", &[]).unwrap();
+        other.send(b"why", &[]).unwrap();
+        // It closes without having read this, which makes the connection one that was reset.
+        one.send(b"unread", &[]).unwrap();
+        drop(other);
+        // The same as when that happens between looking at a packet and taking it.
+        one.take().unwrap();
+        assert_eq!(receive(&one).unwrap().unwrap().bytes(), b"why");
+        assert!(receive(&one).unwrap().unwrap().bytes().is_empty());
     }
 
     #[test]

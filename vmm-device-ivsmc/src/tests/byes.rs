@@ -177,8 +177,10 @@ fn each_fault_has_the_reason_of_the_table() {
         rows.push(format!("| {fault} | {name} |"));
     }
     // Silence, and a GID that has a link.
-    let silent = scene.connect();
+    let strict = Scene::strict();
+    let silent = strict.connect();
     assert_eq!(silent.end(), Some(Bye::Closing));
+    strict.is_as_before();
     rows.push("| no link within two seconds | closing |".into());
     let first = scene.connect();
     first.hello(HIGH);
@@ -187,14 +189,23 @@ fn each_fault_has_the_reason_of_the_table() {
     second.hello(HIGH);
     assert_eq!(second.end(), Some(Bye::Duplicate));
     rows.push("| a GID that has a link, or is about to | duplicate |".into());
-    // A link that has just ended.
-    first.send(ACCEPT, &[bell]);
-    eventually("up", || scene.vm.links() == 2);
-    drop(first);
-    eventually("down", || scene.vm.links() == 1);
-    let again = scene.connect();
-    again.hello(HIGH);
-    assert_eq!(again.end(), Some(Bye::Busy));
+    // A link that has just ended. (The first delays may be over before a busy machine gets to the next connection.)
+    let (mut client, mut is_busy) = (first, false);
+    for _ in 0..8 {
+        client.send(ACCEPT, &[bell]);
+        eventually("up", || scene.vm.links() == 2);
+        drop(client);
+        eventually("down", || scene.vm.links() == 1);
+        client = scene.connect();
+        client.hello(HIGH);
+        assert!(matches!(client.next(), Some((Message::Hello(_), _))));
+        let (answer, _) = client.next().unwrap();
+        if !matches!(answer, Message::Offer { .. }) {
+            is_busy = answer == Message::Bye(Bye::Busy);
+            break;
+        }
+    }
+    assert!(is_busy);
     rows.push("| a peer whose last link has ended too soon before | busy |".into());
     scene.is_as_before();
     let table = rows.join("\n");

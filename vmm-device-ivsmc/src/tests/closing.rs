@@ -17,9 +17,9 @@ use crate::fabric::socket::{Socket, own_user};
 use crate::fabric::wire::{Bye, Message};
 
 /// For how long the close() of a lingering socket blocks.
-const LINGER: u16 = 15;
+const LINGER: u16 = 60;
 /// What is done within this time did not wait for one.
-const PROMPT: Duration = Duration::from_secs(6);
+pub const PROMPT: Duration = Duration::from_secs(25);
 
 /// A TCP socket with data that its receiver does not take: its last close() blocks for [`LINGER`] seconds.
 struct Lingering {
@@ -87,7 +87,7 @@ fn while_it_stands(scene: &Scene, act: impl FnOnce()) {
 }
 
 /// How long something takes.
-fn time(act: impl FnOnce()) -> Duration {
+pub fn time(act: impl FnOnce()) -> Duration {
     let start = Instant::now();
     act();
     start.elapsed()
@@ -97,7 +97,7 @@ fn time(act: impl FnOnce()) -> Duration {
 type Packets = Vec<(Vec<u8>, Vec<RawFd>)>;
 
 /// A third peer's link comes up, and the guest reads registers, all without waiting.
-fn nobody_waits(scene: &Scene, name: &str) {
+pub fn nobody_waits(scene: &Scene, name: &str) {
     let mut slowest = Duration::ZERO;
     let late = Vm::start(options(scene.folder.path(), "late", &["a"]));
     let up = time(|| {

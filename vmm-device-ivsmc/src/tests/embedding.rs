@@ -6,7 +6,7 @@
 use std::fs;
 use std::os::fd::AsRawFd;
 
-use super::hostile::{ACCEPT, HIGH, LOW, OFFER, Scene};
+use super::hostile::{ACCEPT, HIGH, LOW, OFFER, Scene, eventfd};
 use super::*;
 use crate::Window;
 use crate::fabric::wire::Bye;
@@ -123,12 +123,14 @@ fn what_is_no_eventfd_is_the_peers_fault_and_hides_nothing() {
         (counters().protocol_errors, counters().host_errors),
         (120, 0)
     );
-    // And one of which it is found out only when the BAR comes to its place.
+    // And one of which KVM finds it out only when the BAR comes to its place, as it can be without /proc.
     scene.vm.device.place_registers(None).unwrap();
     let client = scene.connect();
     client.hello(LOW);
-    client.send(OFFER, &[window.file().as_raw_fd(), null.as_raw_fd()]);
+    let bell = eventfd();
+    client.send(OFFER, &[window.file().as_raw_fd(), bell.as_raw_fd()]);
     eventually("it is a link", || scene.vm.links() == 2);
+    scene.vm.host.refuse_doorbell(BAR0 + 0x2040);
     scene.vm.device.place_registers(Some(BAR0)).unwrap();
     eventually("it is none any more", || scene.vm.links() == 1);
     assert_eq!(

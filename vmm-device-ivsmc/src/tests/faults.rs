@@ -16,7 +16,7 @@ use crate::test_utils::{keep_log, logged};
 use crate::{EventKind, Window};
 
 /// How soon a device notices what has become of its socket's file.
-const NOTICE: Duration = Duration::from_secs(5);
+const NOTICE: Duration = Duration::from_secs(20);
 
 /// A device and a peer with a link between them, which stays whatever becomes of files.
 struct Linked {

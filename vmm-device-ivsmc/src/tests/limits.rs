@@ -3,12 +3,16 @@
 //! Limits of the process and settings of the system lead to errors that say what would do.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::mem::zeroed;
+use std::os::fd::AsRawFd;
 use std::process;
 
+use super::hostile::{HIGH, LOW, OFFER, Scene, eventfd};
 use super::*;
 use crate::Window;
+use crate::fabric::wire::{Bye, Message};
+use crate::test_utils::{keep_log, logged};
 
 fn limit(resource: libc::__rlimit_resource_t, value: u64) {
     // SAFETY: a limit of zeros is a valid one, and it outlives the calls.
@@ -18,6 +22,12 @@ fn limit(resource: libc::__rlimit_resource_t, value: u64) {
         limit.rlim_cur = value;
         assert_eq!(libc::setrlimit(resource, &limit), 0);
     }
+}
+
+fn descriptors() -> BTreeSet<i32> {
+    let all = fs::read_dir("/proc/self/fd").unwrap();
+    all.map(|each| each.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect()
 }
 
 fn error() -> String {
@@ -109,11 +119,6 @@ fn descriptors_are_closed_on_exec() {
 #[test]
 #[ignore = "looks at all of the process's descriptors; run by descriptors_are_closed_on_exec"]
 fn close_on_exec() {
-    let descriptors = || -> BTreeSet<i32> {
-        let all = fs::read_dir("/proc/self/fd").unwrap();
-        all.map(|each| each.unwrap().file_name().to_str().unwrap().parse().unwrap())
-            .collect()
-    };
     let before = descriptors();
     let folder = tempfile::tempdir().unwrap();
     let a = Vm::start(options(folder.path(), "a", &["b"]));
@@ -131,4 +136,48 @@ fn close_on_exec() {
     }
     a.stop();
     b.stop();
+}
+
+#[test]
+fn a_limit_of_descriptors_is_said_in_the_log() {
+    alone("tests::limits::few_descriptors");
+}
+
+#[test]
+#[ignore = "uses up the process's descriptors; run by a_limit_of_descriptors_is_said_in_the_log"]
+fn few_descriptors() {
+    keep_log();
+    let scene = Scene::new();
+    let (low, high) = (scene.connect(), scene.connect());
+    low.hello(LOW);
+    assert!(matches!(low.next(), Some((Message::Hello(_), _))));
+    assert!(matches!(high.next(), Some((Message::Hello(_), _))));
+    let window = Window::create(WINDOW, false).unwrap();
+    let bell = eventfd();
+    limit(libc::RLIMIT_NOFILE, descriptors().len() as u64 + 20);
+    let mut hoard = Vec::new();
+    while let Ok(file) = File::open("/dev/null") {
+        hoard.push(file);
+    }
+    // There is room for one of two.
+    hoard.pop();
+    low.send(OFFER, &[window.file().as_raw_fd(), bell.as_raw_fd()]);
+    assert_eq!(low.end(), Some(Bye::Internal));
+    let said = |what| logged(&[what, "RLIMIT_NOFILE", "ulimit -n"]);
+    assert_eq!(said("take those that came"), 1);
+    eventually("what came is closed", || {
+        File::open("/dev/null").is_ok_and(|file| {
+            hoard.push(file);
+            true
+        })
+    });
+    while let Ok(file) = File::open("/dev/null") {
+        hoard.push(file);
+    }
+    high.hello(HIGH);
+    assert_eq!(high.end(), Some(Bye::Internal));
+    assert_eq!(said("make a window"), 1);
+    drop(hoard);
+    drop((low, high));
+    scene.is_as_before();
 }

@@ -14,7 +14,6 @@ use std::sync::mpsc;
 use super::hostile::{ACCEPT, Client, HIGH, LOW, OFFER, Scene, eventfd, hello};
 use super::*;
 use crate::Window;
-use crate::fabric::socket::Socket;
 use crate::fabric::wire::Message;
 
 /// How long what is held is held at most: long enough to notice who waits for it.
@@ -95,6 +94,9 @@ fn lingering() -> (TcpStream, TcpListener) {
 fn a_descriptor_that_takes_long_to_close_holds_no_lock() {
     let scene = Scene::new();
     let (stream, listener) = lingering();
+    let client = scene.connect();
+    client.hello(LOW);
+    assert!(matches!(client.next(), Some((Message::Hello(_), _))));
     // The fabric thread is kept busy until all that follows is in its queue, so that it has the last descriptor.
     scene.vm.host.hold(true);
     let busy = scene.connect();
@@ -103,9 +105,7 @@ fn a_descriptor_that_takes_long_to_close_holds_no_lock() {
     busy.next();
     busy.send(ACCEPT, &[eventfd().as_raw_fd()]);
     eventually("the VMM is asked", || scene.vm.host.is_holding());
-    let client = scene.connect();
     let window = Window::create(WINDOW, false).unwrap();
-    client.send(hello(LOW), &[]);
     client.send(OFFER, &[window.file().as_raw_fd(), stream.as_raw_fd()]);
     drop(stream);
     let start = Instant::now();
@@ -228,7 +228,7 @@ fn a_window_that_is_too_full_for_a_snapshot_is_an_error_that_leaves_everybody_ru
     let vm = Vm::start(config());
     let mut peers = Vec::new();
     for first in [1, 2] {
-        let client = Client(Socket::connect(&config().path).unwrap());
+        let client = Client::connect(&config().path);
         let mut introduction = hello(first);
         if let Message::Hello(hello) = &mut introduction {
             hello.window_shift = 24;
