@@ -21,6 +21,7 @@ static const u8 *input;
 static size_t left;
 static u8 *window;
 static u64 turns;
+static u64 writes;
 
 static u8 next(void)
 {
@@ -37,6 +38,13 @@ static u32 next_word(void)
 	word |= next() << 8;
 	word |= next() << 16;
 	return word | (u32)next() << 24;
+}
+
+static u64 next_long(void)
+{
+	u64 high = next_word();
+
+	return high << 32 | next_word();
 }
 
 /* Where in a control area what the peer writes means something. */
@@ -89,16 +97,18 @@ static void peer_writes(void)
 	if (how & 8)
 		word |= (u64)next_word() << 32;
 	memcpy(window + at, &word, how & 8 ? 8 : 4);
+	writes++;
 }
 
+/* A byte of 0xf0 or more: it does; of 0xe0 or more: it does not. */
 void fuzz_peer(void)
 {
 	/* No call of the driver looks as often as that. */
 	assert(++turns < 100000);
-	if (left && (*input & 0xf0) == 0xf0) {
-		next();
+	if (!left || *input < 0xe0)
+		return;
+	if (next() >= 0xf0)
 		peer_writes();
-	}
 }
 
 struct side {
@@ -146,21 +156,30 @@ static void header(void)
 
 static void post_signal(void)
 {
-	u32 slot = (next() | next() << 8) % IVPCI_SLOTS;
-	u64 prod = s.tx.prod;
-	int posted = ivpci_signal_post(&s.tx, slot, next() % 16);
+	u8 low = next();
+	u32 slot = (low | next() << 8) % IVPCI_SLOTS;
+	u32 index = next() % 16;
+	u64 prod = s.tx.prod, before = writes;
+	u32 used = (u32)prod - s.peer->signal_cons;
+	int posted = ivpci_signal_post(&s.tx, slot, index);
 
 	if (posted == IVPCI_POSTED || posted == IVPCI_RING)
 		assert(s.tx.prod == prod + 1);
 	else
 		assert(s.tx.prod == prod && (posted == IVPCI_COALESCED ||
 		       posted == -EBUSY || posted == -EPROTO));
+	if (writes != before)
+		return;
+	/* What there is to take is never more than the ring holds */
+	assert((posted == -EPROTO) == (used > IVPCI_SIGNALS));
+	assert(posted < IVPCI_POSTED || used < IVPCI_SIGNALS);
+	assert(posted != -EBUSY || used == IVPCI_SIGNALS);
 }
 
 static void post_event(void)
 {
-	u32 prod = s.tx.event_prod;
-	int posted = ivpci_event_post(&s.tx, next(), next_word());
+	u32 code = next(), prod = s.tx.event_prod;
+	int posted = ivpci_event_post(&s.tx, code, next_word());
 
 	assert(!posted || posted == -EBUSY || posted == -EPROTO);
 	assert(s.tx.event_prod == prod + !posted);
@@ -171,21 +190,29 @@ static void take_signals(void)
 	u32 most = 1 + next() % 64;
 	u32 *signals = malloc(most * sizeof(*signals));
 	u32 cons = s.rx.cons;
+	u32 posted = s.peer->signal_prod - cons;
+	u64 before = writes;
 	int taken = ivpci_signal_take(&s.rx, signals, most);
 
 	assert(taken == -EPROTO || (taken >= 0 && (u32)taken <= most));
 	assert(s.rx.cons == cons + max(taken, 0));
+	if (writes == before)
+		assert(taken == (posted > IVPCI_SIGNALS ? -EPROTO :
+				 (int)min(posted, most)));
 	free(signals);
 }
 
 static void take_event(void)
 {
 	u32 code, cons = s.rx.event_cons;
-	u64 info;
+	u32 posted = s.peer->event_prod - cons;
+	u64 info, before = writes;
 	int taken = ivpci_event_take(&s.rx, &code, &info);
 
 	assert(taken == 0 || taken == 1 || taken == -EPROTO);
 	assert(s.rx.event_cons == cons + (taken == 1));
+	if (writes == before)
+		assert(taken == (posted > IVPCI_EVENTS ? -EPROTO : !!posted));
 }
 
 static void arm(void)
@@ -198,7 +225,7 @@ static void alloc(void)
 {
 	u8 size = next();
 	u32 len = size < 0x80 ? (u32)IVPCI_DMB_MIN << size % 8 : next_word();
-	u64 token;
+	u64 random, token;
 	int slot;
 
 	ivpci_dmb_affordable(&s.dmbs, len);
@@ -208,8 +235,8 @@ static void alloc(void)
 		return;
 	}
 	assert(slot < IVPCI_SLOTS);
-	token = ivpci_token((u64)next_word() << 32 | next_word(), next() % 64,
-			    slot);
+	random = next_long();
+	token = ivpci_token(random, next() % IVPCI_LINKS, slot);
 	assert(ivpci_token_slot(token) == slot);
 	if (size & 0x40)
 		ivpci_dmb_publish(&s.dmbs, slot, token);
@@ -218,10 +245,19 @@ static void alloc(void)
 static void retire(void)
 {
 	u32 slot = next() % 16;
+	struct ivpci_dmb *dmb = &s.dmbs.slot[slot];
+	u64 before = writes;
+	bool attached;
 
 	s.busy = next() & 1;
-	if (s.dmbs.slot[slot].state == IVPCI_DMB_LIVE)
-		ivpci_dmb_retire(&s.dmbs, slot);
+	if (dmb->state != IVPCI_DMB_LIVE)
+		return;
+	attached = dmb->token && s.peer->attached[slot] == dmb->token;
+	ivpci_dmb_retire(&s.dmbs, slot);
+	/* What somebody uses is not given to others */
+	assert(!s.busy || dmb->state == IVPCI_DMB_RETIRED);
+	if (writes == before)
+		assert((dmb->state == IVPCI_DMB_RETIRED) == (s.busy || attached));
 }
 
 /* Either a token that is in the peer's directory, or any. */
@@ -233,7 +269,7 @@ static u64 some_token(void)
 		return s.peer->dir[which].token;
 	if (which < 32)
 		return s.peer->dir[IVPCI_SLOTS - 1].token;
-	return (u64)next_word() << 32 | next_word();
+	return next_long();
 }
 
 static void hold(void)
@@ -270,10 +306,12 @@ static void copy(void)
 
 static void gids(void)
 {
-	u32 device[4] = { next(), next(), next(), next_word() };
+	u32 device[4];
 	uuid_t gid;
 	unsigned int i;
 
+	for (i = 0; i < 4; i++)
+		device[i] = next();
 	for (i = 0; i < sizeof(gid.b); i++)
 		gid.b[i] = next();
 	ivpci_gid_bind(&gid, device);
