@@ -135,10 +135,11 @@ impl Scene {
         assert!(is_good || data.iter().all(|&byte| byte == 0xff));
     }
 
-    /// All registers.
-    fn dump(&self) -> Vec<u32> {
-        let offsets = (0..0x1000 + 64 * u64::from(LINKS)).step_by(4);
-        offsets.map(|offset| self.read(offset)).collect()
+    /// All registers, with their offsets.
+    fn dump(&self) -> Vec<(u64, u32)> {
+        let ends = Self::entry(LINKS, 0);
+        let offsets = (0..0x50).chain(0x1000..ends).step_by(4);
+        offsets.map(|offset| (offset, self.read(offset))).collect()
     }
 
     /// Nothing can change but IntrMask and Claim, and with Claim a link that is lost is let go. Only a good access
@@ -146,8 +147,7 @@ impl Scene {
     fn write(&self, offset: u64, data: &[u8]) {
         let before = self.dump();
         self.device.write(offset, data);
-        for (n, (before, after)) in before.into_iter().zip(self.dump()).enumerate() {
-            let at = 4 * n as u64;
+        for ((at, before), (_, after)) in before.into_iter().zip(self.dump()) {
             let may = data.len() == 4 && offset == at;
             let is_writable = at == 0 || (at >= 0x1000 && at % 64 == 0x28);
             assert!(before == after || (may && is_writable), "{at:#x}");
