@@ -15,6 +15,7 @@
 //! | `memory` | the `window` that a link has, its place in the `bar`, and its `content` in a snapshot |
 //! | `fabric` | the thread that makes links, and what it says: `handshake`, `wire`, `socket`; whom it joins and when: `connectors`, `folder` |
 //! | `config`, `gid` | the options, their text and their rules; a device's name |
+//! | `fuzzing` | what fuzz targets run, in builds for these and for tests |
 //! | `counters`, `event` | what is counted, and what is told |
 //!
 //! PCI's configuration space and MSI-X are the VMM's, which has them for its other devices already.
@@ -38,13 +39,17 @@ mod counters;
 mod device;
 mod event;
 mod fabric;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gid;
 mod guest;
 mod host;
 mod limits;
 mod memory;
 mod syscalls;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
+#[cfg_attr(not(test), allow(dead_code))]
 mod test_utils;
 #[cfg(test)]
 mod tests;

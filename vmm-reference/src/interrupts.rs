@@ -201,7 +201,7 @@ impl Vector {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub mod test_utils {
     use std::mem;
 

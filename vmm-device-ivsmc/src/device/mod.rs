@@ -178,7 +178,8 @@ impl Device {
         }
     }
 
-    fn make(
+    /// The device alone, without a socket that it listens on and without a fabric.
+    pub(crate) fn make(
         name: &str,
         config: Config,
         host: Arc<dyn Host>,

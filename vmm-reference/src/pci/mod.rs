@@ -4,6 +4,8 @@
 //! is on it are in the modules here.
 
 mod config_space;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod msix;
 
 use std::io;
