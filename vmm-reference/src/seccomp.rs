@@ -90,8 +90,9 @@ const MAIN: &[i64] = &[
     libc::SYS_statx,
 ];
 
-/// What an ivsmc device asks of KVM, on whatever thread: KVM_SET_USER_MEMORY_REGION, KVM_IOEVENTFD, KVM_IRQFD.
-const KVM_REQUESTS: [u64; 3] = [0x4020_ae46, 0x4040_ae79, 0x4020_ae76];
+/// What an ivsmc device asks of KVM, on whatever thread: KVM_SET_USER_MEMORY_REGION, KVM_IOEVENTFD, KVM_IRQFD, and
+/// KVM_SIGNAL_MSI to tell its guest of a link.
+const KVM_REQUESTS: [u64; 4] = [0x4020_ae46, 0x4040_ae79, 0x4020_ae76, 0x4020_aea5];
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
