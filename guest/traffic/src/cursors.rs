@@ -137,7 +137,7 @@ impl Window {
             .find_map(up)
             .ok_or_else(|| format!("no link is up: {links}"))?;
         Ok(Window {
-            memory: Mapping::of_bar(&device, 2, number * size, size)?,
+            memory: Mapping::of_memory(&device, number * size, size)?,
             peers_side: 1 - side,
         })
     }

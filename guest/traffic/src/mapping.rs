@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Mapped memory or registers that a peer has mapped, too.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
@@ -12,6 +12,13 @@ use std::sync::atomic::{Ordering, fence};
 pub(crate) trait Word: Copy {}
 impl Word for u32 {}
 impl Word for u64 {}
+
+/// Where a BAR starts, as the file `resource` of a PCI device's folder says: a line for each, "0xSTART 0xEND 0xFLAGS".
+fn start(bars: &str, number: usize) -> Option<u64> {
+    let start = bars.lines().nth(number)?.split(' ').next()?;
+    let start = u64::from_str_radix(start.strip_prefix("0x")?, 16).ok()?;
+    (start != 0).then_some(start)
+}
 
 /// A shared mapping of a part of a file.
 #[derive(Debug)]
@@ -42,8 +49,8 @@ impl Mapping {
         Ok(Mapping { address, size })
     }
 
-    /// Maps `size` bytes of BAR `number` from `offset` on, of the device with this folder in sysfs, whatever driver it
-    /// has.
+    /// Maps `size` bytes of BAR `number`, registers, from `offset` on, of the device with this folder in sysfs, whatever
+    /// driver it has.
     pub(crate) fn of_bar(
         device: &Path,
         number: u32,
@@ -51,9 +58,25 @@ impl Mapping {
         size: usize,
     ) -> io::Result<Self> {
         let path = device.join(format!("resource{number}"));
-        let open = || OpenOptions::new().read(true).write(true).open(&path);
+        Self::of_file(&path, offset as u64, size)
+    }
+
+    /// The same of BAR2, memory. It is mapped as ivpci maps it: a file of sysfs would map it uncached, and a kernel with
+    /// PAT does not do both.
+    pub(crate) fn of_memory(device: &Path, offset: usize, size: usize) -> io::Result<Self> {
+        let path = device.join("resource");
+        let bars = fs::read_to_string(&path)?;
+        let start = start(&bars, 2).ok_or_else(|| {
+            let error = format!("{}: no BAR2 in {bars:?}", path.display());
+            io::Error::new(io::ErrorKind::InvalidData, error)
+        })?;
+        Self::of_file(Path::new("/dev/mem"), start + offset as u64, size)
+    }
+
+    fn of_file(path: &Path, offset: u64, size: usize) -> io::Result<Self> {
+        let open = || OpenOptions::new().read(true).write(true).open(path);
         open()
-            .and_then(|file| Mapping::new(file.as_fd(), offset as u64, size))
+            .and_then(|file| Mapping::new(file.as_fd(), offset, size))
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     }
 
@@ -114,5 +137,21 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: our own mapping, which nothing refers to any more.
         unsafe { libc::munmap(self.address.as_ptr().cast(), self.size) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::start;
+
+    #[test]
+    fn bars_start_where_sysfs_says() {
+        let bars = "0x00000000febf0000 0x00000000febf1fff 0x0000000000040200\n\
+            0x0000000000000000 0x0000000000000000 0x0000000000000000\n\
+            0x0000008000000000 0x000000801fffffff 0x000000000014220c\n";
+        assert_eq!(start(bars, 0), Some(0xfebf_0000));
+        assert_eq!(start(bars, 1), None);
+        assert_eq!(start(bars, 2), Some(0x80_0000_0000));
+        assert_eq!(start(bars, 3), None);
     }
 }

@@ -148,7 +148,7 @@ impl Registers {
     /// All of a link's place in BAR2, be there memory behind it or not.
     fn place(&self, number: usize) -> Result<Mapping, Failure> {
         let pitch = self.pitch();
-        Ok(Mapping::of_bar(&self.folder, 2, number * pitch, pitch)?)
+        Ok(Mapping::of_memory(&self.folder, number * pitch, pitch)?)
     }
 }
 
