@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 
 use pci::MaybeMutInterruptSourceGroup;
 use vm_device::interrupt::{self, InterruptIndex, InterruptSourceConfig, InterruptSourceGroup};
+use vm_memory::GuestMemoryAtomic;
 use vmm_device_ivsmc::{Config, Host, Window};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::tempdir::TempDir;
 
 use super::*;
+use crate::GuestMemoryMmap;
 
 /// How long something may take that has to happen.
 const SOON: Duration = Duration::from_secs(20);
@@ -114,7 +116,10 @@ fn device_on(
     let state = snapshot.map(|snapshot| snapshot.to_state().unwrap());
     let (device, mut fabric) = Device::new("test", config, Arc::new(host), state.as_ref()).unwrap();
     let msix_config = Arc::new(Mutex::new(msix_config));
-    let mut device = IvsmcDevice::new("test", device, msix_config, interrupts, snapshot).unwrap();
+    let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+    let memory = DeviceMemory::with_ram(GuestMemoryAtomic::new(ram));
+    let mut device =
+        IvsmcDevice::new("test", device, memory, msix_config, interrupts, snapshot).unwrap();
     let reaper = fabric.reaper().unwrap();
     thread::spawn(|| reaper.run());
     device.join_when_dropped(thread::spawn(|| fabric.run()));
