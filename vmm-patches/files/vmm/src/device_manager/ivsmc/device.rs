@@ -125,8 +125,9 @@ impl IvsmcDevice {
             Device::REGISTERS_BAR => self.device.place_registers(Some(base)),
             Device::WINDOWS_BAR => {
                 self.device.place_windows(Some(base))?;
-                let memory = self.device.bar_memory().clone();
-                self.memory.place(&self.id, memory, base)
+                let memory = self.device.bar_memory();
+                self.memory.place(&self.id, memory, base);
+                Ok(())
             }
             _ => Ok(()),
         }
@@ -202,7 +203,7 @@ impl IvsmcDevice {
 
 impl Drop for IvsmcDevice {
     fn drop(&mut self) {
-        self.memory.remove(&self.id);
+        self.memory.remove(self.device.bar_memory());
         self.device.shutdown();
         if self.thread.take().is_some_and(|t| t.join().is_err()) {
             error!("{}: the device's thread has panicked", self.id);

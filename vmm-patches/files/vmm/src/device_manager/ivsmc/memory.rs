@@ -9,16 +9,16 @@
 //! or hardware serves (vDPA, VFIO) have the memory manager's: a mapping that they have of a window would be out of date
 //! as soon as a link ends.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::{io, mem};
 
-use log::info;
+use log::{info, warn};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic};
-use vmm_device_ivsmc::BarMemory;
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryRegion};
+use vmm_device_ivsmc::{Addresses, BarMemory};
 
 use crate::memory_manager::MemoryManager;
 use crate::{GuestMemoryMmap, GuestRegionMmap};
@@ -32,10 +32,12 @@ pub struct DeviceMemory {
 
 #[derive(Default)]
 struct Parts {
-    /// By the device's id.
-    bars: HashMap<String, Bar>,
+    bars: Vec<Bar>,
     /// What was in the view: a device may be at work with it still.
     gone: Vec<Bar>,
+    /// Where BAR2s of devices that are gone were. The host's kernel can have these addresses still, in requests of a disk
+    /// that a view knows nothing of: nothing else may get there while the VM has its devices.
+    removed: Vec<Arc<Addresses>>,
     /// The ids of devices that have no use for BAR2.
     elsewhere: HashSet<String>,
 }
@@ -43,7 +45,7 @@ struct Parts {
 /// A BAR2 in the view. The mapping outlives all that look at it.
 struct Bar {
     region: Arc<GuestRegionMmap>,
-    _memory: Arc<BarMemory>,
+    memory: Arc<BarMemory>,
 }
 
 impl Bar {
@@ -60,10 +62,19 @@ impl Bar {
         let region = region.build().map_err(io::Error::other)?;
         let region = GuestRegionMmap::new(region, GuestAddress(address));
         let region = Arc::new(region.ok_or(io::ErrorKind::InvalidInput)?);
-        Ok(Bar {
-            region,
-            _memory: memory,
-        })
+        Ok(Bar { region, memory })
+    }
+}
+
+impl Parts {
+    /// Takes a BAR2 out of the view, if it is there.
+    fn take(&mut self, memory: &Arc<BarMemory>) -> bool {
+        let mut bars = self.bars.iter();
+        let index = bars.position(|bar| Arc::ptr_eq(&bar.memory, memory));
+        let bar = index.map(|index| self.bars.swap_remove(index));
+        let was_there = bar.is_some();
+        self.gone.extend(bar);
+        was_there
     }
 }
 
@@ -83,7 +94,8 @@ impl DeviceMemory {
         })
     }
 
-    /// The device `id`, which is about to be made, is in another process, and needs a file for all that it sees.
+    /// The device `id`, which is about to be made, is in another process, and needs a file for all that it sees. It
+    /// goes for that one device: the next may have the same id.
     pub(crate) fn keep_from(&self, id: &str) {
         self.parts.lock().unwrap().elsewhere.insert(id.to_owned());
     }
@@ -94,7 +106,7 @@ impl DeviceMemory {
         id: &str,
         ram: GuestMemoryAtomic<GuestMemoryMmap>,
     ) -> GuestMemoryAtomic<GuestMemoryMmap> {
-        if self.parts.lock().unwrap().elsewhere.contains(id) {
+        if self.parts.lock().unwrap().elsewhere.remove(id) {
             ram
         } else {
             self.all.clone()
@@ -106,33 +118,36 @@ impl DeviceMemory {
         self.rebuild(&mut self.parts.lock().unwrap());
     }
 
-    /// The BAR2 of the ivsmc device `id` is at `address` now.
-    pub(super) fn place(&self, id: &str, memory: Arc<BarMemory>, address: u64) -> io::Result<()> {
-        let bar = Bar::new(memory, address)?;
+    /// The BAR2 of the ivsmc device `id`, with this memory, is at `address` now.
+    pub(super) fn place(&self, id: &str, memory: &Arc<BarMemory>, address: u64) {
         let parts = &mut *self.parts.lock().unwrap();
-        if let Some(old) = parts.bars.insert(id.to_owned(), bar) {
-            parts.gone.push(old);
+        parts.take(memory);
+        match Bar::new(memory.clone(), address) {
+            Ok(bar) => parts.bars.push(bar),
+            Err(e) => warn!("{id}: virtio devices do not reach BAR2: {e}"),
         }
         self.rebuild(parts);
-        Ok(())
     }
 
-    /// The ivsmc device `id` is going.
-    pub(super) fn remove(&self, id: &str) {
+    /// The ivsmc device with this memory is going.
+    pub(super) fn remove(&self, memory: &Arc<BarMemory>) {
         let parts = &mut *self.parts.lock().unwrap();
-        if let Some(old) = parts.bars.remove(id) {
-            parts.gone.push(old);
+        if parts.take(memory) {
+            parts.removed.push(memory.addresses());
             self.rebuild(parts);
         }
     }
 
     fn rebuild(&self, parts: &mut Parts) {
         let mut memory = self.ram.memory().into_inner();
-        for (id, bar) in &parts.bars {
+        for bar in &parts.bars {
             match memory.insert_region(bar.region.clone()) {
                 Ok(with_bar) => memory = Arc::new(with_bar),
                 // The guest has put it over other memory.
-                Err(e) => info!("{id}: virtio devices do not reach BAR2: {e}"),
+                Err(e) => {
+                    let address = bar.region.start_addr().0;
+                    info!("Virtio devices do not reach the BAR2 at {address:#x}: {e}");
+                }
             }
         }
         self.replace(&memory, parts);
@@ -148,8 +163,7 @@ impl DeviceMemory {
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
         let parts = &mut mem::take(self.parts.get_mut().unwrap());
-        let bars = mem::take(&mut parts.bars);
-        parts.gone.extend(bars.into_values());
+        parts.gone.append(&mut parts.bars);
         self.replace(&self.ram.memory(), parts);
         // A device that still works with it must not find something else there.
         mem::forget(mem::take(&mut parts.gone));
