@@ -62,7 +62,7 @@ pub use fabric::Fabric;
 pub use fabric::reaper::Reaper;
 pub use gid::Gid;
 pub use host::Host;
-pub use memory::bar::BarMemory;
+pub use memory::bar::{Addresses, BarMemory};
 pub use memory::window::Window;
 pub use syscalls::Syscall;
 

@@ -9,6 +9,7 @@
 use std::fs::File;
 use std::io;
 use std::ptr::{self, NonNull};
+use std::sync::Arc;
 
 use super::window::{self, Window};
 
@@ -22,19 +23,32 @@ const ALIGNMENT: usize = 2 << 20;
 /// the VM that the guest has go there, so that they do not die of it; the guest's processors get to the device instead.
 #[derive(Debug)]
 pub struct BarMemory {
-    address: NonNull<u8>,
-    len: usize,
+    addresses: Arc<Addresses>,
     /// The size of a place: one link's part of the BAR.
     place: usize,
     /// What gaps are made of, of the size of a place.
     gap: File,
 }
 
-// SAFETY: the range belongs to the BarMemory alone and lives exactly as long; the BarMemory itself never looks at the
-// memory, and hands out only its address.
-unsafe impl Send for BarMemory {}
+/// The addresses of a [`BarMemory`]. While one has this, nothing else gets to them, and when the BarMemory is gone, there
+/// is nothing: an access fails.
+#[derive(Debug)]
+pub struct Addresses {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: it has addresses, and never looks at what is there.
+unsafe impl Send for Addresses {}
 // SAFETY: as above; what changes the mappings is one system call each, and who makes it is the device, one at a time.
-unsafe impl Sync for BarMemory {}
+unsafe impl Sync for Addresses {}
+
+impl Drop for Addresses {
+    fn drop(&mut self) {
+        // SAFETY: the range is what is left of the reservation, and after this nobody can ask for it.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
 
 impl BarMemory {
     /// Reserves `len` bytes that are places of `place` bytes each, all of them gaps. Both are powers of two.
@@ -74,10 +88,9 @@ impl BarMemory {
             }
             libc::munmap(address.wrapping_add(len).cast(), reserved - before - len);
         }
-        let address = NonNull::new(address).ok_or(io::ErrorKind::OutOfMemory)?;
+        let start = NonNull::new(address).ok_or(io::ErrorKind::OutOfMemory)?;
         let memory = BarMemory {
-            address,
-            len,
+            addresses: Arc::new(Addresses { start, len }),
             place,
             gap,
         };
@@ -90,13 +103,19 @@ impl BarMemory {
     /// Where BAR2 is in this process: a multiple of 2 MiB. Other VMs share what is there: do not make references into
     /// it.
     pub fn host_addr(&self) -> *mut u8 {
-        self.address.as_ptr()
+        self.addresses.start.as_ptr()
+    }
+
+    /// Keeps the addresses when this is gone: for a VMM that may have given them to the host's kernel, in a disk's request
+    /// that does not end with the device.
+    pub fn addresses(&self) -> Arc<Addresses> {
+        self.addresses.clone()
     }
 
     /// Size in bytes, that of BAR2.
     #[allow(clippy::len_without_is_empty)] // it never is
     pub fn len(&self) -> u64 {
-        self.len as u64
+        self.addresses.len as u64
     }
 
     /// Puts a window into a place that has none. It stays there until [`clear`](Self::clear), also if it is dropped.
@@ -129,21 +148,31 @@ impl BarMemory {
 
     fn place(&self, place: usize) -> io::Result<*mut u8> {
         let offset = place.checked_mul(self.place);
-        let offset = offset.filter(|&offset| offset < self.len);
+        let offset = offset.filter(|&offset| offset < self.addresses.len);
         let offset = offset.ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(self.address.as_ptr().wrapping_add(offset))
+        Ok(self.host_addr().wrapping_add(offset))
     }
 }
 
 impl Drop for BarMemory {
     fn drop(&mut self) {
-        // SAFETY: the range is what is left of the reservation, and after this nobody can ask for it.
-        unsafe { libc::munmap(self.address.as_ptr().cast(), self.len) };
+        // SAFETY: the range is this BarMemory's. Who keeps its addresses does not look at what is there.
+        unsafe {
+            libc::mmap(
+                self.host_addr().cast(),
+                self.addresses.len,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED,
+                -1,
+                0,
+            )
+        };
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::{FileExt, MetadataExt};
 
     use super::*;
@@ -204,6 +233,27 @@ mod tests {
         memory.put(2, &window).unwrap_err();
         memory.put(usize::MAX, &window).unwrap_err();
         write(&memory, 0, 1);
+    }
+
+    #[test]
+    fn addresses_that_are_kept_have_nothing() {
+        let memory = BarMemory::reserve(2 * PLACE, PLACE).unwrap();
+        let start = memory.host_addr() as usize;
+        let end = start + memory.len() as usize;
+        let addresses = memory.addresses();
+        drop(memory);
+        let mut at = start;
+        for line in fs::read_to_string("/proc/self/maps").unwrap().lines() {
+            let (range, rest) = line.split_once(' ').unwrap();
+            let (from, to) = range.split_once('-').unwrap();
+            let [from, to] = [from, to].map(|hex| usize::from_str_radix(hex, 16).unwrap());
+            if from <= at && at < to.min(end) {
+                assert!(rest.starts_with("---p"), "{line}");
+                at = to;
+            }
+        }
+        assert!(at >= end, "{start:#x}-{end:#x}, to {at:#x}");
+        drop(addresses);
     }
 
     #[test]

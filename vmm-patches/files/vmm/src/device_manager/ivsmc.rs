@@ -4,11 +4,12 @@
 //!
 //! Registers, links and their life are the crate `vmm-device-ivsmc`, which knows no VMM. Here is what it needs of this
 //! one ([`host`]), what makes a PCI device of it ([`device`]), its options ([`config`]), and what its threads may do
-//! ([`sandbox`]). See `docs/ivsmc.md`.
+//! ([`sandbox`]). What the VM's virtio devices reach of its windows is [`memory`]. See `docs/ivsmc.md`.
 
 pub(crate) mod config;
 pub(super) mod device;
 mod host;
+pub(super) mod memory;
 pub(crate) mod sandbox;
 
 use std::collections::HashMap;
@@ -165,7 +166,8 @@ impl DeviceManager {
             msix_config.clone(),
         );
         let (device, mut fabric) = Device::new(id, config.clone(), Arc::new(host), state.as_ref())?;
-        let mut device = IvsmcDevice::new(id, device, msix_config, interrupts, snapshot)
+        let memory = self.device_memory.clone();
+        let mut device = IvsmcDevice::new(id, device, memory, msix_config, interrupts, snapshot)
             .map_err(IvsmcError::RestoreState)?;
         if let Some(reaper) = fabric.reaper() {
             // Peers can keep it from ending: nobody joins it.

@@ -25,6 +25,8 @@ use vm_migration::{
 };
 use vmm_device_ivsmc::Device;
 
+use super::memory::DeviceMemory;
+
 /// Where BAR1 has the pending bits; the table is at its start.
 const PBA_OFFSET: u64 = 0x800;
 /// Size of BAR1 in bytes.
@@ -55,6 +57,8 @@ impl PciCapability for VendorCapability {
 pub struct IvsmcDevice {
     id: String,
     device: Arc<Device>,
+    /// What virtio devices reach.
+    memory: Arc<DeviceMemory>,
     thread: Option<JoinHandle<()>>,
     configuration: PciConfiguration,
     msix_config: Arc<Mutex<MsixConfig>>,
@@ -66,6 +70,7 @@ impl IvsmcDevice {
     pub fn new(
         id: &str,
         device: Arc<Device>,
+        memory: Arc<DeviceMemory>,
         msix_config: Arc<Mutex<MsixConfig>>,
         interrupts: Arc<dyn InterruptSourceGroup>,
         snapshot: Option<&Snapshot>,
@@ -86,6 +91,7 @@ impl IvsmcDevice {
         Ok(IvsmcDevice {
             id: id.to_owned(),
             device,
+            memory,
             thread: None,
             configuration,
             msix_config,
@@ -117,7 +123,12 @@ impl IvsmcDevice {
     fn place_bar(&self, index: usize, base: u64) -> io::Result<()> {
         match index {
             Device::REGISTERS_BAR => self.device.place_registers(Some(base)),
-            Device::WINDOWS_BAR => self.device.place_windows(Some(base)),
+            Device::WINDOWS_BAR => {
+                self.device.place_windows(Some(base))?;
+                let memory = self.device.bar_memory();
+                self.memory.place(&self.id, memory, base);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -192,6 +203,7 @@ impl IvsmcDevice {
 
 impl Drop for IvsmcDevice {
     fn drop(&mut self) {
+        self.memory.remove(self.device.bar_memory());
         self.device.shutdown();
         if self.thread.take().is_some_and(|t| t.join().is_err()) {
             error!("{}: the device's thread has panicked", self.id);

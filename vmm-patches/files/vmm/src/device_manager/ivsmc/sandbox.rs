@@ -33,6 +33,10 @@ const HOST: &[Syscall] = &[
 /// The logger tells which thread it is.
 const LOG: &[Syscall] = &[with(libc::SYS_prctl, 0, libc::PR_GET_NAME as u32)];
 
+/// The fstat that the memory manager makes for a snapshot, as glibc 2.33 to 2.38 has it. Not the device's: but without
+/// it a migration ends the VMM there.
+const GLIBC_FSTAT: &[Syscall] = &[any(libc::SYS_newfstatat)];
+
 /// What an ivsmc device lets threads do in addition to what they may do anyway.
 pub(crate) fn seccomp_rules(thread: &Thread) -> Result<Vec<(i64, Vec<SeccompRule>)>, BackendError> {
     let syscalls: &[&[Syscall]] = match thread {
@@ -47,7 +51,7 @@ pub(crate) fn seccomp_rules(thread: &Thread) -> Result<Vec<(i64, Vec<SeccompRule
         // Makes the guest's accesses, and removes devices.
         Thread::Vcpu => &[Device::SYSCALLS],
         // Takes snapshots, and ends the VM that has moved away.
-        Thread::MigrationWorker => &[Device::STATE_SYSCALLS, Device::SYSCALLS],
+        Thread::MigrationWorker => &[Device::STATE_SYSCALLS, Device::SYSCALLS, GLIBC_FSTAT],
         Thread::Ivsmc => &[Fabric::SYSCALLS, HOST, LOG],
         Thread::IvsmcReaper => &[Reaper::SYSCALLS, LOG],
         _ => &[],
@@ -89,7 +93,8 @@ mod tests {
         let none: [i64; 0] = [];
         assert_eq!(added(&Thread::Vcpu), none);
         assert_eq!(added(&Thread::HttpApi), none);
-        assert_eq!(added(&Thread::MigrationWorker), [libc::SYS_pread64]);
+        let migration = [libc::SYS_pread64, libc::SYS_newfstatat];
+        assert_eq!(added(&Thread::MigrationWorker), migration);
         let vmm = [
             libc::SYS_lstat,
             libc::SYS_getsockopt,

@@ -2,19 +2,20 @@
 
 //! Devices without a VM: their host does nothing.
 
-use std::mem;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, mem, thread};
 
 use pci::MaybeMutInterruptSourceGroup;
 use vm_device::interrupt::{self, InterruptIndex, InterruptSourceConfig, InterruptSourceGroup};
+use vm_memory::{Bytes, GuestAddressSpace, GuestMemory, GuestMemoryAtomic};
 use vmm_device_ivsmc::{Config, Host, Window};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::tempdir::TempDir;
 
 use super::*;
+use crate::GuestMemoryMmap;
 
 /// How long something may take that has to happen.
 const SOON: Duration = Duration::from_secs(20);
@@ -114,7 +115,9 @@ fn device_on(
     let state = snapshot.map(|snapshot| snapshot.to_state().unwrap());
     let (device, mut fabric) = Device::new("test", config, Arc::new(host), state.as_ref()).unwrap();
     let msix_config = Arc::new(Mutex::new(msix_config));
-    let mut device = IvsmcDevice::new("test", device, msix_config, interrupts, snapshot).unwrap();
+    let memory = DeviceMemory::with_ram(ram());
+    let mut device =
+        IvsmcDevice::new("test", device, memory, msix_config, interrupts, snapshot).unwrap();
     let reaper = fabric.reaper().unwrap();
     thread::spawn(|| reaper.run());
     device.join_when_dropped(thread::spawn(|| fabric.run()));
@@ -369,4 +372,85 @@ fn test_bars_are_freed_while_a_peer_joins() {
     assert_eq!(result, Ok(true), "BAR0 was at {base:#x}");
     drop(freeing.join().unwrap());
     assert!(!Path::new(&folder.as_path().join("a")).exists());
+}
+
+/// Where a VM has RAM, besides 0.
+const HIGH_RAM: u64 = 1 << 42;
+
+/// The memory of a VM without ivsmc devices.
+fn ram() -> GuestMemoryAtomic<GuestMemoryMmap> {
+    let ranges = [0, HIGH_RAM].map(|start| (GuestAddress(start), 1 << 20));
+    GuestMemoryAtomic::new(GuestMemoryMmap::from_ranges(&ranges).unwrap())
+}
+
+fn reaches(view: &GuestMemoryAtomic<GuestMemoryMmap>, address: u64) -> bool {
+    view.memory().check_range(GuestAddress(address), 0x1000)
+}
+
+#[test]
+fn test_virtio_devices_reach_bar2_where_it_is() {
+    let folder = TempDir::new_with_prefix("/tmp/ivsmc").unwrap();
+    let device = device(&folder, "a", "b");
+    let view = device.memory.of_device("disk", ram());
+    let [here, there] = [1 << 40, 1 << 41];
+    assert!(!reaches(&view, here));
+    device.place_bar(Device::WINDOWS_BAR, here).unwrap();
+    view.memory()
+        .write_obj(0x1234_5678_u32, GuestAddress(here))
+        .unwrap();
+    let end = here + device.device.windows_size();
+    assert!(reaches(&view, end - 0x1000) && !reaches(&view, end));
+    device.place_bar(Device::WINDOWS_BAR, there).unwrap();
+    assert!(!reaches(&view, here));
+    let read: u32 = view.memory().read_obj(GuestAddress(there)).unwrap();
+    assert_eq!(read, 0x1234_5678);
+    // Over RAM it is not reached, and RAM is.
+    device.place_bar(Device::WINDOWS_BAR, HIGH_RAM).unwrap();
+    assert!(!reaches(&view, there) && !reaches(&view, HIGH_RAM + (1 << 20)));
+    let read: u32 = view.memory().read_obj(GuestAddress(HIGH_RAM)).unwrap();
+    assert_eq!(read, 0);
+    device.place_bar(Device::WINDOWS_BAR, here).unwrap();
+    assert!(reaches(&view, here) && reaches(&view, 0));
+    let memory = device.memory.clone();
+    drop(device);
+    assert!(!reaches(&view, here) && reaches(&view, 0));
+    drop(memory);
+}
+
+#[test]
+fn test_devices_in_other_processes_do_not_reach_bar2() {
+    let folder = TempDir::new_with_prefix("/tmp/ivsmc").unwrap();
+    let device = device(&folder, "a", "b");
+    device.place_bar(Device::WINDOWS_BAR, 1 << 40).unwrap();
+    device.memory.keep_from("disk");
+    let view = device.memory.of_device("disk", ram());
+    assert!(!reaches(&view, 1 << 40) && reaches(&view, 0));
+    // The next with that id can be another kind of device.
+    let view = device.memory.of_device("disk", ram());
+    assert!(reaches(&view, 1 << 40));
+}
+
+#[test]
+fn test_nothing_gets_to_the_addresses_of_a_bar2_that_is_gone() {
+    let folder = TempDir::new_with_prefix("/tmp/ivsmc").unwrap();
+    let device = device(&folder, "a", "b");
+    device.place_bar(Device::WINDOWS_BAR, 1 << 40).unwrap();
+    let memory = device.memory.clone();
+    // A disk's request that the host's kernel has in hand has such an address.
+    let start = device.device.bar_memory().host_addr() as usize;
+    let end = start + device.device.windows_size() as usize;
+    drop(device);
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let mut at = start;
+    for line in maps.lines() {
+        let (range, rest) = line.split_once(' ').unwrap();
+        let (from, to) = range.split_once('-').unwrap();
+        let [from, to] = [from, to].map(|hex| usize::from_str_radix(hex, 16).unwrap());
+        if from <= at && at < to.min(end) {
+            assert!(rest.starts_with("---p"), "{line}");
+            at = to;
+        }
+    }
+    assert!(at >= end, "{start:#x}-{end:#x}, to {at:#x}");
+    drop(memory);
 }
