@@ -135,11 +135,11 @@ static const char *ivpci_map(struct ivpci_link *link, struct ivpci_session *s)
 	/* splice wants all of a DMB in one folio */
 	s->pgmap.vmemmap_shift = IVPCI_FOLIO_SHIFT - PAGE_SHIFT;
 	if (s->pgmap.range.start < can.start || s->pgmap.range.end > can.end)
-		return "BAR2 is higher than this kernel can map: place it lower, or boot with nokaslr";
+		return "BAR2 is too high to be mapped: place it lower, or boot with nokaslr";
 	old = get_dev_pagemap(PHYS_PFN(link->start));
 	if (old) {
 		put_dev_pagemap(old);
-		return "programs still use the window of old";
+		return "programs still use the last window";
 	}
 	win = memremap_pages(&s->pgmap, dev_to_node(dev));
 	if (IS_ERR(win)) {

@@ -184,7 +184,7 @@ impl Connection {
         let file = descriptors
             .next()
             .ok_or_else(|| Ending::Protocol("no window".into()))?;
-        let doorbells = into_doordoorbells(descriptors)?;
+        let doorbells = into_doorbells(descriptors)?;
         let size = 1 << terms.window_shift;
         Window::check(&file, size, device.config.hugepages)
             .map_err(|error| Ending::Protocol(error.to_string()))?;
@@ -221,7 +221,7 @@ impl Connection {
         packet: ForeignPacket,
         context: &mut Context<'_>,
     ) -> Result<(), Ending> {
-        let doorbells = into_doordoorbells(packet.descriptors.into_iter())?;
+        let doorbells = into_doorbells(packet.descriptors.into_iter())?;
         let stage = mem::replace(&mut self.stage, Stage::Talking);
         let Stage::Offered {
             link,
@@ -269,7 +269,7 @@ impl From<WiringError> for Ending {
 }
 
 /// The other end's eventfds.
-fn into_doordoorbells(
+fn into_doorbells(
     descriptors: impl Iterator<Item = Foreign<OwnedFd>>,
 ) -> Result<Vec<Foreign<EventFd>>, Ending> {
     descriptors

@@ -110,34 +110,6 @@ fn noexec() {
     }
 }
 
-/// Nothing of the device's goes to a program that the VMM starts.
-#[test]
-fn descriptors_are_closed_on_exec() {
-    alone("tests::limits::close_on_exec");
-}
-
-#[test]
-#[ignore = "looks at all of the process's descriptors; run by descriptors_are_closed_on_exec"]
-fn close_on_exec() {
-    let before = descriptors();
-    let folder = tempfile::tempdir().unwrap();
-    let a = Vm::start(options(folder.path(), "a", &["b"]));
-    let b = Vm::start(options(folder.path(), "b", &["a"]));
-    a.eventually_up(0);
-    b.eventually_up(0);
-    for fd in descriptors().difference(&before) {
-        // SAFETY: plain system call.
-        let flags = unsafe { libc::fcntl(*fd, libc::F_GETFD) };
-        let target = fs::read_link(format!("/proc/self/fd/{fd}")).unwrap_or_default();
-        assert!(
-            flags < 0 || flags & libc::FD_CLOEXEC != 0,
-            "{fd}: {target:?}"
-        );
-    }
-    a.stop();
-    b.stop();
-}
-
 #[test]
 fn a_limit_of_descriptors_is_said_in_the_log() {
     alone("tests::limits::few_descriptors");
