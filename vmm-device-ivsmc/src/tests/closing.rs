@@ -11,10 +11,10 @@ use std::sync::mpsc;
 
 use super::hostile::{ACCEPT, Client, HIGH, LOW, OFFER, Scene, eventfd, hello};
 use super::*;
-use crate::Window;
 use crate::fabric::reaper::{Account, Reaping};
 use crate::fabric::socket::{Socket, own_user};
 use crate::fabric::wire::{Bye, Message};
+use crate::{EventKind, Window};
 
 /// For how long the close() of a lingering socket blocks.
 const LINGER: u16 = 60;
@@ -99,6 +99,7 @@ type Packets = Vec<(Vec<u8>, Vec<RawFd>)>;
 /// A third peer's link comes up, and the guest reads registers, all without waiting.
 pub fn nobody_waits(scene: &Scene, name: &str) {
     let mut slowest = Duration::ZERO;
+    scene.vm.host.events();
     let late = Vm::start(options(scene.folder.path(), "late", &["a"]));
     let up = time(|| {
         eventually("a third peer's link", || {
@@ -116,6 +117,11 @@ pub fn nobody_waits(scene: &Scene, name: &str) {
     );
     let end = time(|| late.stop());
     assert!(end < PROMPT, "{name}: the third peer's end took {end:?}");
+    // While events are held, whoever tells of this one would wait.
+    let is_down = |(kind, _): &(EventKind, Option<usize>)| *kind == EventKind::LinkDown;
+    eventually("the third peer's end is told", || {
+        scene.vm.host.event_kinds().iter().any(is_down)
+    });
 }
 
 #[test]
