@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::platform;
-use crate::process;
+use crate::process::{self, StoodStill};
 
 const QEMU: &str = "qemu-system-x86_64";
 /// Enough for the guests of the largest test.
@@ -43,7 +43,7 @@ enum Ended {
 impl LabVm<'_> {
     /// Boots it; returns the runner's exit status.
     ///
-    /// It is an emulator's guest, and crashes now and then: then once more.
+    /// It is an emulator's guest, and crashes or hangs now and then: then once more.
     pub fn run(&self) -> Result<i32> {
         check_share(self.share)?;
         match self.boot()? {
@@ -103,7 +103,13 @@ impl LabVm<'_> {
             .arg("-initrd")
             .arg(self.image)
             .args(["-append", &append]);
-        let status = process::run_and_show(command, self.log, Some(self.limit))?;
+        let status = match process::run_and_show(command, self.log, Some(self.limit)) {
+            Err(error) if error.is::<StoodStill>() => {
+                let known = process::tail(&console);
+                return Ok(Ended::Crashed(format!("{error}\n{known}")));
+            }
+            other => other?,
+        };
         Ok(match status.code().and_then(runner_status) {
             Some(status) => Ended::WithStatus(status),
             None => Ended::Crashed(format!(

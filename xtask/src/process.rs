@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Running commands: with a log file, a progress line, a time limit.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::Path;
@@ -18,6 +19,8 @@ const TICK: Duration = Duration::from_millis(250);
 const TICK_IN_LOG: Duration = Duration::from_secs(20);
 /// How long a command with a time limit may stand still: longer than anything that a test waits for.
 const PATIENCE: Duration = Duration::from_secs(6 * 60);
+/// How long it may be silent, whatever it does: a lab VM that hangs can keep its processors busy.
+const SILENCE: Duration = Duration::from_secs(15 * 60);
 /// Lines of a failed command's output that are shown.
 const TAIL: usize = 30;
 
@@ -89,14 +92,29 @@ struct Limits {
     total: Duration,
     /// Without a sign of life.
     patience: Duration,
+    /// Without a word.
+    silence: Duration,
 }
 
+/// A command that was ended as it stood still.
+#[derive(Debug)]
+pub struct StoodStill(String);
+
+impl fmt::Display for StoodStill {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for StoodStill {}
+
 /// Runs a command with its output both in `log` and, as it comes, on the terminal. One with a limit is also ended when
-/// it stands still for some minutes.
+/// it stands still for some minutes: the error is [`StoodStill`].
 pub fn run_and_show(command: Command, log: &Path, limit: Option<Duration>) -> Result<ExitStatus> {
     let limits = limit.map(|total| Limits {
         total,
         patience: PATIENCE,
+        silence: SILENCE,
     });
     supervise(command, log, limits, |output| {
         let mut stdout = io::stdout().lock();
@@ -138,7 +156,9 @@ fn supervise(
             }
         }
     });
-    let mut watch = limits.as_ref().map(|l| Standstill::new(l.patience));
+    let mut watch = limits
+        .as_ref()
+        .map(|l| Standstill::new(l.patience, l.silence));
     loop {
         let mut is_still = false;
         match receiver.recv_timeout(TICK) {
@@ -160,17 +180,22 @@ fn supervise(
             }
         }
         if let Some(limits) = &limits {
-            let why = if started.elapsed() > limits.total {
-                format!("took longer than {}", duration(limits.total))
-            } else if is_still {
-                let patience = duration(limits.patience);
-                format!("stood still (for {patience} it printed nothing and did next to nothing)")
-            } else {
+            let is_late = started.elapsed() > limits.total;
+            if !is_late && !is_still {
                 continue;
-            };
+            }
             child.kill()?;
             child.wait()?;
-            bail!("{words} {why} and was ended");
+            if is_late {
+                let total = duration(limits.total);
+                bail!("{words} took longer than {total} and was ended");
+            }
+            let (patience, silence) = (duration(limits.patience), duration(limits.silence));
+            return Err(StoodStill(format!(
+                "{words} stood still and was ended: it printed nothing for {silence}, or for {patience} in which it \
+                 did next to nothing"
+            ))
+            .into());
         }
     }
     Ok(child.wait()?)
@@ -310,6 +335,7 @@ mod tests {
             Some(Limits {
                 total: Duration::from_millis(100),
                 patience: PATIENCE,
+                silence: SILENCE,
             }),
             |_| {},
         )
@@ -324,6 +350,7 @@ mod tests {
         let limits = Limits {
             total: Duration::from_secs(50),
             patience: Duration::from_secs(1),
+            silence: SILENCE,
         };
         let error = supervise(
             shell("echo begun; exec sleep 60"),
@@ -332,7 +359,7 @@ mod tests {
             |_| {},
         )
         .unwrap_err();
-        assert!(error.to_string().contains("stood still"), "{error}");
+        assert!(error.is::<StoodStill>(), "{error}");
         assert!(fs::read_to_string(&log).unwrap().ends_with("begun\n"));
         fs::remove_file(log).unwrap();
     }

@@ -10,18 +10,24 @@ const BUSY: f64 = 0.15;
 /// Length of a tick of the processor times in /proc (100 a second, whatever the kernel's own is).
 const TICK: Duration = Duration::from_millis(10);
 
-/// Watches a command: it stands still when for some time it prints nothing and hardly uses a processor.
+/// Watches a command: it stands still when for some time it prints nothing and hardly uses a processor, or when it prints
+/// nothing for much longer.
 pub struct Standstill {
     patience: Duration,
+    silence: Duration,
+    /// When it last printed something.
+    printed: Option<Instant>,
     /// When it last began to print nothing, and the processor time that it had used until then.
     silent: Option<(Instant, Duration)>,
 }
 
 impl Standstill {
-    /// Standing still for `patience` is too long.
-    pub fn new(patience: Duration) -> Self {
+    /// Standing still for `patience` is too long, and so is printing nothing for `silence`.
+    pub fn new(patience: Duration, silence: Duration) -> Self {
         Self {
             patience,
+            silence,
+            printed: None,
             silent: None,
         }
     }
@@ -29,11 +35,16 @@ impl Standstill {
     /// It has printed something.
     pub fn printed(&mut self) {
         self.silent = None;
+        self.printed = None;
     }
 
     /// It has not printed anything since the last call. `used` tells the processor time that it has used up to now.
     /// Returns whether it has stood still for too long.
     pub fn is_still(&mut self, now: Instant, used: impl FnOnce() -> Duration) -> bool {
+        let printed = *self.printed.get_or_insert(now);
+        if now.duration_since(printed) >= self.silence {
+            return true;
+        }
         let Some((since, before)) = self.silent else {
             self.silent = Some((now, used()));
             return false;
@@ -88,10 +99,11 @@ mod tests {
     use super::*;
 
     const PATIENCE: Duration = Duration::from_secs(300);
+    const SILENCE: Duration = Duration::from_secs(2000);
 
     /// Looks each second for as long as `time`, in which it uses so much of a processor; says when it stood still.
     fn silent_for(time: u64, share: f64, printed_at: Option<u64>) -> Option<u64> {
-        let mut watch = Standstill::new(PATIENCE);
+        let mut watch = Standstill::new(PATIENCE, SILENCE);
         let start = Instant::now();
         (0..time).find(|second| {
             if printed_at == Some(*second) {
@@ -110,13 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn what_works_does_not_stand_still_however_long_it_says_nothing() {
-        assert_eq!(silent_for(10_000, 0.5, None), None);
+    fn what_works_may_say_nothing_for_longer_but_not_for_ever() {
+        assert_eq!(silent_for(10_000, 0.5, None), Some(2000));
+        assert_eq!(silent_for(10_000, 0.5, Some(1000)), Some(3001));
     }
 
     #[test]
     fn what_worked_once_can_stand_still_later() {
-        let mut watch = Standstill::new(PATIENCE);
+        let mut watch = Standstill::new(PATIENCE, SILENCE);
         let start = Instant::now();
         let mut look = |second: u64, used: u64| {
             watch.is_still(start + Duration::from_secs(second), || {
