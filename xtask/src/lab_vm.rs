@@ -14,6 +14,8 @@ use crate::process::{self, StoodStill};
 const QEMU: &str = "qemu-system-x86_64";
 /// Enough for the guests of the largest test.
 const MEMORY: &str = "4096M";
+/// How often it is booted at most, if it crashes.
+const BOOTS: u32 = 4;
 /// What tests/lab-image/init adds to the runner's exit status, to tell it from QEMU's.
 const STATUS_BASE: i32 = 16;
 
@@ -43,16 +45,19 @@ enum Ended {
 impl LabVm<'_> {
     /// Boots it; returns the runner's exit status.
     ///
-    /// It is an emulator's guest, and crashes or hangs now and then: then once more.
+    /// It is an emulator's guest, and crashes or hangs now and then: then again, a few times.
     pub fn run(&self) -> Result<i32> {
         check_share(self.share)?;
-        match self.boot()? {
-            Ended::WithStatus(status) => return Ok(status),
-            Ended::Crashed(why) => println!("{why}the lab VM is started once more"),
-        }
-        match self.boot()? {
-            Ended::WithStatus(status) => Ok(status),
-            Ended::Crashed(why) => bail!("{why}logs: {}", self.out.display()),
+        let mut boots = 0;
+        loop {
+            boots += 1;
+            match self.boot()? {
+                Ended::WithStatus(status) => return Ok(status),
+                Ended::Crashed(why) if boots < BOOTS => {
+                    println!("{why}the lab VM is started again");
+                }
+                Ended::Crashed(why) => bail!("{why}logs: {}", self.out.display()),
+            }
         }
     }
 

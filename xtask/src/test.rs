@@ -19,6 +19,19 @@ use crate::{module, process, programs};
 /// How long the suite of guests may take: on a normal kernel, and on a debug kernel.
 const LIMITS: [Duration; 2] = [Duration::from_secs(30 * 60), Duration::from_secs(90 * 60)];
 
+/// What the names of the tests with guests have, each in a run of its own: a lab VM that crashes loses no more than one.
+const GROUPS: [&str; 9] = [
+    "traffic::",
+    "splice::",
+    "life::",
+    "compatibility::",
+    "options::",
+    "mesh::",
+    "faults::",
+    "defects::",
+    "cloud_hypervisor::",
+];
+
 /// sparse, told what Linux's sources use and Debian's sparse does not know; without that the kernel's build leaves
 /// it out.
 const SPARSE: &str = r"CHECK=sparse -D__typeof_unqual__=__typeof__ -D_Static_assert\(x...\)=";
@@ -221,20 +234,27 @@ fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
 /// The suite of guests, and ivpci on QEMU's own ivshmem device.
 fn two_guests(prepared: &Prepared, options: &Options) -> Result<Tally> {
     heading("tests with guests");
-    let mut arguments = vec!["suite".to_owned()];
-    arguments.extend(options.filter.clone());
     let limit = LIMITS[usize::from(options.flavour.kernel.is_debug())];
-    let outcome = run::runner(
-        prepared,
-        &options.run,
-        &prepared.programs.lab,
-        "test",
-        &arguments,
-        limit,
-    )?;
-    let output = fs::read(&outcome.log)?;
-    let mut tally = Tally::of_output(&String::from_utf8_lossy(&output), outcome.status == 0);
-    tally += kernels_reports(&outcome, "no report of the guests' kernels")?;
+    let runs: Vec<(String, &str)> = match &options.filter {
+        Some(filter) => vec![("test".into(), filter)],
+        None => GROUPS
+            .map(|group| (format!("test-{}", group.trim_end_matches(':')), group))
+            .into(),
+    };
+    let mut tally = Tally::default();
+    for (name, filter) in runs {
+        let outcome = run::runner(
+            prepared,
+            &options.run,
+            &prepared.programs.lab,
+            &name,
+            &["suite".to_owned(), filter.to_owned()],
+            limit,
+        )?;
+        let output = fs::read(&outcome.log)?;
+        tally += Tally::of_output(&String::from_utf8_lossy(&output), outcome.status == 0);
+        tally += kernels_reports(&outcome, "no report of the guests' kernels")?;
+    }
 
     if options.filter.is_none() {
         heading("ivpci on QEMU's ivshmem-doorbell");
@@ -326,6 +346,24 @@ mod tests {
             Tally::of_output("error: could not compile\n", false),
             Tally::one(false)
         );
+    }
+
+    /// A group that is forgotten would not be run, and nobody would notice.
+    #[test]
+    fn each_test_with_guests_is_in_one_group() {
+        let suite = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/src/suite/mod.rs");
+        let suite = fs::read_to_string(suite).unwrap();
+        let modules = suite
+            .lines()
+            .filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
+        let mut count = 0;
+        for module in modules {
+            let name = format!("{module}::a_test");
+            let groups = GROUPS.iter().filter(|group| name.contains(**group));
+            assert_eq!(groups.count(), 1, "{module}");
+            count += 1;
+        }
+        assert!(count > 8, "{count}");
     }
 
     #[test]
