@@ -149,8 +149,8 @@ impl Vector {
     }
 
     /// From now on the vector is delivered as `message`; with `None` it is masked: what is signalled then gets lost.
-    /// When it is unmasked, it is delivered once, whether anything was signalled meanwhile or not.
-    pub fn set(&self, message: Option<MsiMessage>) -> io::Result<()> {
+    /// When it is unmasked and `was_used` before, it is delivered once, whether anything was signalled meanwhile or not.
+    pub fn set(&self, message: Option<MsiMessage>, was_used: bool) -> io::Result<()> {
         let mut routes = lock(&self.interrupts.routes);
         let old = routes[self.index];
         if old == message {
@@ -162,7 +162,7 @@ impl Vector {
             routes[self.index] = old;
             return Err(error);
         }
-        if let (None, Some(message)) = (old, message) {
+        if let (None, Some(message), true) = (old, message, was_used) {
             // After the route is there, so that nothing falls between.
             self.signal(message);
         }
@@ -306,7 +306,7 @@ mod tests {
         let interrupts = kvm.interrupts();
         let vectors: Vec<Vector> = (0..16).map(|_| interrupts.vector()).collect();
         for vector in &vectors {
-            vector.set(Some(MESSAGE)).unwrap();
+            vector.set(Some(MESSAGE), true).unwrap();
         }
         let fd = eventfd().unwrap();
         for vector in &vectors {
@@ -318,7 +318,7 @@ mod tests {
         let is_connect = |call: &&Call| matches!(call, Call::Connect(24..40));
         assert_eq!(calls.iter().filter(is_connect).count(), 64 * 16);
         for masked in [true, false] {
-            vectors[3].set((!masked).then_some(MESSAGE)).unwrap();
+            vectors[3].set((!masked).then_some(MESSAGE), true).unwrap();
             let calls = kvm.calls();
             let Call::Routes(routes) = &calls[0] else {
                 panic!("{calls:?}");
@@ -335,11 +335,11 @@ mod tests {
         let kvm = FakeKvm::default();
         let vector = kvm.interrupts().vector();
         kvm.fail(true);
-        assert!(vector.set(Some(MESSAGE)).is_err());
+        assert!(vector.set(Some(MESSAGE), true).is_err());
         vector.raise();
         assert_eq!(kvm.calls(), [], "it still leads nowhere");
         kvm.fail(false);
-        vector.set(Some(MESSAGE)).unwrap();
+        vector.set(Some(MESSAGE), true).unwrap();
         let expected = [Call::Routes(vec![(24, MESSAGE)]), Call::Signal(MESSAGE)];
         assert_eq!(kvm.calls(), expected);
         vector.raise();

@@ -23,14 +23,17 @@ type Entry = [u32; 4];
 
 /// The MSI-X table and control of a function.
 ///
-/// A masked vector is one without a route. What is signalled meanwhile gets lost in KVM, so a vector is delivered once
-/// whenever it is unmasked; and that is what its pending bit says.
+/// A masked vector is one without a route. What is signalled meanwhile gets lost in KVM, so a vector that was in use is
+/// delivered once whenever it is unmasked; and that is what its pending bit says. One that has not been in use since
+/// MSI-X was enabled is not: who has just enabled it waits for nothing yet.
 pub struct Msix {
     /// What to call the function in the log.
     name: String,
     control: u16,
     entries: Vec<Entry>,
     vectors: Vec<Arc<Vector>>,
+    /// Which vectors have been unmasked since MSI-X was enabled.
+    used: Vec<bool>,
 }
 
 impl Msix {
@@ -47,6 +50,7 @@ impl Msix {
             name,
             control: 0,
             entries: vec![[0, 0, 0, VECTOR_MASK]; vectors.len()],
+            used: vec![false; vectors.len()],
             vectors,
         }
     }
@@ -64,16 +68,22 @@ impl Msix {
     /// The guest wrote the message control register.
     pub fn set_control(&mut self, control: u16) {
         self.control = control & (ENABLE | FUNCTION_MASK);
+        if control & ENABLE == 0 {
+            self.used.fill(false);
+        }
         (0..self.vectors.len()).for_each(|vector| self.update(vector));
     }
 
     /// Makes a vector's route what the table says.
-    fn update(&self, vector: usize) {
-        if let Some(each) = self.vectors.get(vector)
-            && let Err(error) = each.set(self.message(vector))
-        {
+    fn update(&mut self, vector: usize) {
+        let message = self.message(vector);
+        let Some(each) = self.vectors.get(vector) else {
+            return;
+        };
+        if let Err(error) = each.set(message, self.used[vector]) {
             warn!("{}: vector {vector} cannot be set: {error}", self.name);
         }
+        self.used[vector] |= message.is_some();
     }
 
     /// The message that the vector sends now; `None` while it must not send any.
@@ -136,7 +146,7 @@ impl Msix {
                     .saturating_add(n)
                     .saturating_mul(8)
                     .saturating_add(bit);
-                vector < self.entries.len() && self.message(vector).is_none()
+                self.used.get(vector) == Some(&true) && self.message(vector).is_none()
             };
             *byte = (0..8)
                 .filter(is_pending)
@@ -193,7 +203,7 @@ mod tests {
         let unmasked = [Call::Routes(vec![(25, MESSAGE)]), Call::Signal(MESSAGE)];
         for _ in 0..2 {
             msix.set_control(ENABLE);
-            assert_eq!(kvm.calls(), unmasked);
+            assert_eq!(kvm.calls(), unmasked[..1], "nobody waits for it yet");
             msix.set_control(ENABLE);
             assert_eq!(kvm.calls(), [], "nothing has changed");
             msix.set_control(ENABLE | FUNCTION_MASK);
@@ -237,16 +247,20 @@ mod tests {
     }
 
     #[test]
-    fn pending_is_said_of_what_is_masked() {
+    fn pending_is_said_of_what_was_in_use_and_is_masked() {
         let (mut msix, _kvm) = set_up();
         let pending = |msix: &Msix| {
             let mut data = [0; 8];
             msix.read(PENDING_BITS, &mut data);
             data
         };
-        assert_eq!(pending(&msix), [0b111, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(pending(&msix), [0; 8]);
         msix.set_control(ENABLE);
-        assert_eq!(pending(&msix), [0b101, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(pending(&msix), [0; 8]);
+        msix.set_control(ENABLE | FUNCTION_MASK);
+        assert_eq!(pending(&msix), [0b010, 0, 0, 0, 0, 0, 0, 0]);
+        msix.set_control(0);
+        assert_eq!(pending(&msix), [0; 8]);
         let mut data = [0; 8];
         msix.read(u64::MAX - 7, &mut data);
         assert_eq!(data, [0; 8]);
