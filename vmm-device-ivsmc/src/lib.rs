@@ -16,6 +16,7 @@
 //! | `fabric` | the thread that makes links, and what it says: `handshake`, `wire`, `socket`; whom it joins and when: `connectors`, `folder` |
 //! | `config`, `gid` | the options, their text and their rules; a device's name |
 //! | `fuzzing` | what fuzz targets run, in builds for these and for tests |
+//! | `limits`, `syscalls`, `sys` | limits of the process, as errors; what threads ask the system for; the result of a system call |
 //! | `counters`, `event` | what is counted, and what is told |
 //!
 //! PCI's configuration space and MSI-X are the VMM's, which has them for its other devices already.
@@ -47,6 +48,7 @@ mod guest;
 mod host;
 mod limits;
 mod memory;
+mod sys;
 mod syscalls;
 #[cfg(any(test, fuzzing))]
 #[cfg_attr(not(test), allow(dead_code))]

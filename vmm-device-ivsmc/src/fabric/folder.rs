@@ -11,6 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use crate::sys::check;
+
 /// What can change the answer.
 const CHANGES: u32 = libc::IN_CREATE
     | libc::IN_DELETE
@@ -121,14 +123,6 @@ pub fn sockets(folder: &Path, own: &Path) -> io::Result<BTreeSet<PathBuf>> {
 fn is_same(one: &Path, other: &Path) -> bool {
     let identity = |path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
     matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
-}
-
-fn check(result: i32) -> io::Result<i32> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
 }
 
 #[cfg(test)]

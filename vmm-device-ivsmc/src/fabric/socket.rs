@@ -15,6 +15,7 @@ use std::ptr;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::fabric::wire::{MAX_DESCRIPTORS, MAX_MESSAGE};
+use crate::sys::check;
 #[cfg(test)]
 use crate::test_utils::OLD_KERNEL;
 
@@ -389,14 +390,6 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
 
 fn check_len(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
-}
-
-fn check(result: i32) -> io::Result<i32> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::limits::{check_file_size, explain_mapping};
+use crate::sys::check;
 
 /// What keeps either end from cutting the memory away under the other's guest.
 const SEALS: i32 = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
@@ -172,14 +173,6 @@ fn empty_memfd(name: &CStr, flags: libc::c_uint) -> io::Result<File> {
     let fd = check(unsafe { libc::memfd_create(name.as_ptr(), flags) })?;
     // SAFETY: memfd_create has just made this descriptor, and nobody else knows it.
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
-}
-
-fn check(result: i32) -> io::Result<i32> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
 }
 
 fn invalid(what: &str) -> io::Error {
