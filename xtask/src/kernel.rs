@@ -13,45 +13,54 @@ use crate::kernel_source::Source;
 use crate::process;
 
 /// Which kernel.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Flavour {
-    /// guest.config
-    Normal,
-    /// guest.config and debug.config: KASAN, lockdep and the like (a build of its own)
-    Debug,
-    /// as normal, with the defects of guest/linux-patches/smc mended (a build of its own)
-    Patched,
-    /// as debug, with the defects of guest/linux-patches/smc mended (a build of its own)
-    PatchedDebug,
-    /// guest.config and trace.config: for `perf --only trace` (a build of its own)
+    /// with the defects of SMC mended that guest/linux-patches/smc is about
+    Mended,
+    /// as mended, with KASAN, lockdep and the like (a build of its own)
+    MendedDebug,
+    /// as it is upstream (a build of its own)
+    Mainline,
+    /// as mainline, with KASAN, lockdep and the like (a build of its own)
+    MainlineDebug,
+    /// as mended, with tracing: for `perf --only trace` (a build of its own)
     Traced,
 }
 
 impl Flavour {
     pub fn name(self) -> &'static str {
         match self {
-            Self::Normal => "normal",
-            Self::Debug => "debug",
-            Self::Patched => "patched",
-            Self::PatchedDebug => "patched-debug",
+            Self::Mended => "mended",
+            Self::MendedDebug => "mended-debug",
+            Self::Mainline => "mainline",
+            Self::MainlineDebug => "mainline-debug",
             Self::Traced => "traced",
         }
     }
 
     /// Whether it looks for mistakes as it runs, and so is slow.
     pub fn is_debug(self) -> bool {
-        matches!(self, Self::Debug | Self::PatchedDebug)
+        matches!(self, Self::MendedDebug | Self::MainlineDebug)
     }
 
     /// Whether it has Linux's defects mended.
-    pub fn is_patched(self) -> bool {
-        matches!(self, Self::Patched | Self::PatchedDebug)
+    pub fn is_mended(self) -> bool {
+        !matches!(self, Self::Mainline | Self::MainlineDebug)
+    }
+
+    /// The one of the same source that is fast: what the lab VM runs.
+    pub fn plain(self) -> Self {
+        if self.is_mended() {
+            Self::Mended
+        } else {
+            Self::Mainline
+        }
     }
 
     fn fragments(self) -> &'static [&'static str] {
         match self {
-            Self::Normal | Self::Patched => &["guest.config"],
-            Self::Debug | Self::PatchedDebug => &["guest.config", "debug.config"],
+            Self::Mended | Self::Mainline => &["guest.config"],
+            Self::MendedDebug | Self::MainlineDebug => &["guest.config", "debug.config"],
             Self::Traced => &["guest.config", "trace.config"],
         }
     }

@@ -118,8 +118,7 @@ impl Source {
     pub fn patched(&self, cache: &Cache, patches: &Path, unfit: Unfit) -> Result<Source> {
         ensure!(
             !self.changes,
-            "the patches of {} are for Debian's source; leave --kernel-src out, or apply them to {} \
-             yourself and leave --kernel out",
+            "the patches of {} are for Debian's source; leave --kernel-src out, or apply them to {} yourself",
             patches.display(),
             self.folder.display()
         );
@@ -177,7 +176,7 @@ fn check_sums(patches: &Path, tree: &Path) -> Result<()> {
     command.current_dir(tree).env("LC_ALL", "C");
     process::output(&mut command).map(drop).with_context(|| {
         format!(
-            "the patches of {} were made for another version than {}; leave --kernel patched out",
+            "the patches of {} were made for another version than {}",
             patches.display(),
             tree.display()
         )

@@ -168,7 +168,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
         .is_some_and(|filter| filter.starts_with(smc_defects::NAME));
     if !fixture.lab.is_mended() {
         println!(
-            "{0}::* is skipped{1}: this kernel has the defects (--kernel patched mends them, --filter {0} counts them)",
+            "{0}::* is skipped{1}: this kernel has the defects (--kernel mended has not, --filter {0} counts them)",
             smc_defects::NAME,
             if counts_defects { " in part" } else { "" }
         );
