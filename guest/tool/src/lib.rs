@@ -8,6 +8,7 @@
 //! - [`statistics`]: what SMC has counted.
 //! - [`reason`]: the kernel's codes in words.
 //! - [`warm`]: a connection to each peer that is kept.
+//! - [`sigpipe`]: what to do when nobody reads.
 //! - [`socket`]: TCP and SMC sockets.
 //! - [`netlink`]: the messages that all of it is asked and answered in.
 
@@ -18,6 +19,7 @@ pub mod netlink;
 pub mod pci;
 pub mod reason;
 pub mod run;
+pub mod sigpipe;
 pub mod socket;
 pub mod statistics;
 pub mod status;

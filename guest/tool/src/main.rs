@@ -4,7 +4,7 @@
 use clap::{Parser, Subcommand};
 use ivsmc_guest::statistics::Statistics;
 use ivsmc_guest::status::Status;
-use ivsmc_guest::{run, ueid, warm};
+use ivsmc_guest::{run, sigpipe, ueid, warm};
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
@@ -21,6 +21,9 @@ struct Options {
 enum Command {
     /// Run a program, its TCP sockets made SMC sockets; children included
     Run {
+        /// Another protocol than SMC, for tests
+        #[arg(long, hide = true, value_name = "NUMBER", default_value_t = ivsmc_guest::IPPROTO_SMC)]
+        protocol: i32,
         /// The program and its arguments
         // One list: what follows the program is its own, -h and --help included.
         #[arg(
@@ -71,9 +74,11 @@ enum Ueid {
 }
 
 fn main() -> ExitCode {
+    // `status | head` is to end, and not to panic.
+    sigpipe::end();
     let done: Result<(), Box<dyn std::error::Error>> = match Options::parse().command {
-        Command::Run { command } => match command.split_first() {
-            Some((program, arguments)) => Err(run::run(program, arguments).into()),
+        Command::Run { protocol, command } => match command.split_first() {
+            Some((program, arguments)) => Err(run::run(program, arguments, protocol).into()),
             None => Err("run: the program is missing".into()),
         },
         Command::Status { json } => status(json),
@@ -209,7 +214,7 @@ mod tests {
             "--help",
         ];
         let Ok(Options {
-            command: Command::Run { command },
+            command: Command::Run { command, .. },
         }) = Options::try_parse_from(line)
         else {
             panic!("not a run");
