@@ -141,6 +141,7 @@ impl Supervisor {
                 }
                 Partner::None => (None, Some(LONGEST_PAUSE)),
             };
+            process::hurry();
             if let Some(mut channel) = ready.take() {
                 // If nobody is there to read it, nobody is under the filter.
                 let _ = channel.write_all(&[0]);
