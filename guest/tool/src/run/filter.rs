@@ -54,7 +54,10 @@ fn filter() -> Vec<libc::sock_filter> {
         equals(libc::AF_INET as u32, 1, 0),
         equals(libc::AF_INET6 as u32, 0, 7),
         load(data::TYPE),
-        statement(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, SOCKET_TYPE_MASK),
+        statement(
+            libc::BPF_ALU | libc::BPF_AND | libc::BPF_K,
+            SOCKET_TYPE_MASK,
+        ),
         equals(libc::SOCK_STREAM as u32, 0, 4),
         load(data::PROTOCOL),
         equals(PROTOCOLS[0], 3, 0),

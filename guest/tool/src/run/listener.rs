@@ -12,7 +12,6 @@ const NOTIF_RECV: u64 = ioctl_number(3, 0, size_of::<libc::seccomp_notif>());
 const NOTIF_SEND: u64 = ioctl_number(3, 1, size_of::<libc::seccomp_notif_resp>());
 const NOTIF_ADDFD: u64 = ioctl_number(1, 3, size_of::<libc::seccomp_notif_addfd>());
 const NOTIF_SET_FLAGS: u64 = ioctl_number(1, 4, size_of::<u64>());
-const ADDFD_FLAG_SEND: u32 = 2;
 const USER_NOTIF_FLAG_CONTINUE: u32 = 1;
 const FD_SYNC_WAKE_UP: u64 = 1;
 
@@ -39,14 +38,15 @@ impl Listener {
     /// `call` is valid for writes.
     pub(super) unsafe fn receive(&self, call: *mut libc::seccomp_notif) -> io::Result<()> {
         // SAFETY: the kernel writes a notification, for which the caller says that there is room.
-        succeeded(unsafe { libc::ioctl(self.as_raw_fd(), NOTIF_RECV as _, call) })
+        succeeded(unsafe { libc::ioctl(self.as_raw_fd(), NOTIF_RECV as _, call) }).map(drop)
     }
 
-    /// Answers the call `id` with a descriptor, which is to be closed on exec or not.
-    pub(super) fn give(&self, id: u64, fd: BorrowedFd<'_>, cloexec: bool) -> io::Result<()> {
+    /// Puts a descriptor into the caller of `id`, to be closed on exec or not, and gives its number there. The call still
+    /// wants an answer: Linux could do both at once, but if we were killed while it does, the call would give 0.
+    pub(super) fn add(&self, id: u64, fd: BorrowedFd<'_>, cloexec: bool) -> io::Result<RawFd> {
         let answer = libc::seccomp_notif_addfd {
             id,
-            flags: ADDFD_FLAG_SEND,
+            flags: 0,
             srcfd: fd.as_raw_fd() as u32,
             newfd: 0,
             newfd_flags: if cloexec { libc::O_CLOEXEC as u32 } else { 0 },
@@ -55,24 +55,37 @@ impl Listener {
         succeeded(unsafe { libc::ioctl(self.as_raw_fd(), NOTIF_ADDFD as _, &raw const answer) })
     }
 
+    /// Has the call give `value`. If the caller is gone there is nobody to answer.
+    pub(super) fn answer(&self, id: u64, value: RawFd) {
+        self.send(libc::seccomp_notif_resp {
+            id,
+            val: value.into(),
+            error: 0,
+            flags: 0,
+        });
+    }
+
     /// Lets the call go on as if nobody had looked at it. If the caller is gone there is nobody to answer.
     pub(super) fn go_on(&self, id: u64) {
-        let mut answer = libc::seccomp_notif_resp {
+        self.send(libc::seccomp_notif_resp {
             id,
             val: 0,
             error: 0,
             flags: USER_NOTIF_FLAG_CONTINUE,
-        };
+        });
+    }
+
+    fn send(&self, mut answer: libc::seccomp_notif_resp) {
         // SAFETY: the structure is alive during the call and of the size that the number says.
         unsafe { libc::ioctl(self.as_raw_fd(), NOTIF_SEND as _, &raw mut answer) };
     }
 }
 
-fn succeeded(result: libc::c_int) -> io::Result<()> {
+fn succeeded(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
-        Ok(())
+        Ok(result)
     }
 }
 

@@ -18,6 +18,7 @@ mod filter;
 mod listener;
 mod namespace;
 mod process;
+mod slot;
 mod supervisor;
 
 use process::Fork;
@@ -126,8 +127,11 @@ fn confirmed(mut channel: &UnixStream) -> io::Result<()> {
 
 /// Does all of it in a process of its own, down to a socket that is what it is to be.
 fn try_out(protocol: i32) -> Result<(), Obstacle> {
-    let Ok(_) = namespace::open(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, protocol)
-    else {
+    let Ok(_) = namespace::open(
+        libc::AF_INET,
+        libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
+        protocol,
+    ) else {
         return Err(Obstacle::NoSmc);
     };
     let (ours, theirs) = UnixStream::pair().map_err(|_| Obstacle::Supervisor)?;
@@ -175,7 +179,12 @@ fn try_here(protocol: i32, mut channel: UnixStream) {
     });
     let code = match tried {
         Ok(()) => 0,
-        Err(obstacle) => 1 + Obstacle::ALL.iter().position(|&o| o == obstacle).unwrap_or(0),
+        Err(obstacle) => {
+            1 + Obstacle::ALL
+                .iter()
+                .position(|&o| o == obstacle)
+                .unwrap_or(0)
+        }
     };
     let _ = channel.write_all(&[code as u8]);
     process::exit(0)
@@ -206,7 +215,9 @@ fn protocol_of(socket: &OwnedFd) -> Option<i32> {
 
 /// Becomes the program; comes back only if that cannot be.
 fn execute(program: &OsStr, arguments: &[OsString]) -> io::Error {
-    let words = [program].into_iter().chain(arguments.iter().map(OsString::as_os_str));
+    let words = [program]
+        .into_iter()
+        .chain(arguments.iter().map(OsString::as_os_str));
     let words: Result<Vec<_>, _> = words.map(|word| CString::new(word.as_bytes())).collect();
     let words = match words {
         Ok(words) => words,

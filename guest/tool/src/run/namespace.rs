@@ -3,6 +3,7 @@
 
 use super::listener::Listener;
 use super::process::{self, Fork};
+use super::slot::Slot;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -29,13 +30,17 @@ impl Wish {
     }
 
     /// Opens the socket here and answers the call with it.
-    fn grant(&self, listener: &Listener) -> io::Result<()> {
-        self.give(listener, &self.open()?)
+    fn grant(&self, listener: &Listener, slot: &Slot) -> io::Result<()> {
+        self.give(listener, slot, self.open()?)
     }
 
-    fn give(&self, listener: &Listener, socket: &OwnedFd) -> io::Result<()> {
+    fn give(&self, listener: &Listener, slot: &Slot, socket: OwnedFd) -> io::Result<()> {
+        let socket = File::from(socket);
+        slot.note(socket.metadata()?.ino());
         let cloexec = self.kind & libc::SOCK_CLOEXEC != 0;
-        listener.give(self.id, socket.as_fd(), cloexec)
+        let fd = listener.add(self.id, socket.as_fd(), cloexec)?;
+        listener.answer(self.id, fd);
+        Ok(())
     }
 }
 
@@ -66,6 +71,11 @@ fn identity(metadata: &Metadata) -> Identity {
 impl Home {
     /// Where this process is.
     pub(super) fn find() -> io::Result<Self> {
+        // With the processes of another PID namespace in /proc one would look at the wrong ones.
+        let own = std::fs::read_link("/proc/self")?;
+        if own.to_str() != Some(&std::process::id().to_string()) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
         let network = File::open("/proc/self/ns/net")?;
         Ok(Home {
             network_identity: identity(&network.metadata()?),
@@ -80,14 +90,14 @@ impl Home {
     /// Answers a call with a socket in its caller's namespace. After an error the call has no answer yet.
     ///
     /// Should the caller end meanwhile and its number be given to another thread, the answer finds nobody.
-    pub(super) fn grant(&self, listener: &Listener, wish: &Wish) -> io::Result<()> {
+    pub(super) fn grant(&self, listener: &Listener, slot: &Slot, wish: &Wish) -> io::Result<()> {
         if wish.thread == 0 {
             // It is in a PID namespace out of which we cannot look.
             return Err(io::ErrorKind::NotFound.into());
         }
         let path = format!("/proc/{}/ns/net", wish.thread);
         if identity(&std::fs::metadata(&path)?) == self.network_identity {
-            return wish.grant(listener);
+            return wish.grant(listener, slot);
         }
         let network = File::open(path)?;
         if enter(&network, libc::CLONE_NEWNET).is_ok() {
@@ -96,9 +106,9 @@ impl Home {
                 // Whatever came next would be opened in the wrong place. The other supervisor is where it was.
                 process::exit(1);
             }
-            return wish.give(listener, &socket?);
+            return wish.give(listener, slot, socket?);
         }
-        self.grant_through_user_namespace(listener, wish, &network)
+        self.grant_through_user_namespace(listener, slot, wish, &network)
     }
 
     /// Without privilege here there may be some in the caller's user namespace. The way into it is one way: a child takes
@@ -106,6 +116,7 @@ impl Home {
     fn grant_through_user_namespace(
         &self,
         listener: &Listener,
+        slot: &Slot,
         wish: &Wish,
         network: &File,
     ) -> io::Result<()> {
@@ -117,7 +128,7 @@ impl Home {
             Fork::Child => {
                 let granted = enter(&user, libc::CLONE_NEWUSER)
                     .and_then(|()| enter(network, libc::CLONE_NEWNET))
-                    .and_then(|()| wish.grant(listener));
+                    .and_then(|()| wish.grant(listener, slot));
                 process::exit(i32::from(granted.is_err()))
             }
             Fork::Parent(child) => match process::wait(child)? {

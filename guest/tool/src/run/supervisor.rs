@@ -2,12 +2,14 @@
 //! The supervisor: two processes, one that answers calls and one that waits until it has to take over.
 //!
 //! A filter whose listener nobody has any more answers ENOSYS, so that either of them has it, and as soon as one is
-//! gone the other makes a new one. A call that the first had taken and not answered is in memory that both see, into
-//! which the kernel writes it: it is answered by whoever comes after.
+//! gone the other makes a new one. A call that the first had taken and not answered is in the slot, and is answered by
+//! whoever comes after.
 
 use super::listener::{self, Listener};
 use super::namespace::{Home, Wish};
 use super::process::{self, Fork};
+use super::slot::Slot;
+use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -19,65 +21,6 @@ const SHORT_LIFE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long calls may be refused to us, though there are some, before callers get ENOSYS rather than no answer.
 const REFUSED_FOR: Duration = Duration::from_secs(10);
-
-/// An id that no call is expected to have: the kernel counts from a random number of 64 bits.
-const CLOSED: u64 = u64::MAX;
-
-/// The call that is being answered, in memory that both processes see. Its id is 0 between calls.
-struct Slot(*mut libc::seccomp_notif);
-
-impl Slot {
-    fn new() -> io::Result<Self> {
-        // SAFETY: a new mapping, of all zeroes, that touches nothing else.
-        let memory = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                size_of::<libc::seccomp_notif>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_POPULATE,
-                -1,
-                0,
-            )
-        };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Slot(memory.cast()))
-    }
-
-    /// Takes the next call.
-    fn receive(&self, listener: &Listener) -> io::Result<libc::seccomp_notif> {
-        // SAFETY: the mapping stays for the life of the process and has room for one; of the two processes only one
-        // uses it at a time. The kernel wants to be given zeroes.
-        unsafe {
-            self.clear();
-            listener.receive(self.0)?;
-            Ok(self.0.read_volatile())
-        }
-    }
-
-    fn clear(&self) {
-        // SAFETY: as above; all zeroes is a valid call.
-        unsafe { self.0.write_volatile(std::mem::zeroed()) };
-    }
-
-    /// Says that there is no use in going on.
-    fn close(&self) {
-        // SAFETY: as above.
-        unsafe { (&raw mut (*self.0).id).write_volatile(CLOSED) };
-    }
-
-    fn is_closed(&self) -> bool {
-        self.left_over() == Some(CLOSED)
-    }
-
-    /// The call to which somebody before us has given no answer, as far as one can see.
-    fn left_over(&self) -> Option<u64> {
-        // SAFETY: as above.
-        let id = unsafe { (&raw const (*self.0).id).read_volatile() };
-        (id != 0).then_some(id)
-    }
-}
 
 /// What both processes have.
 struct Supervisor {
@@ -132,11 +75,7 @@ impl Supervisor {
                 Partner::Waiting(partner) => (Some(partner), None),
                 Partner::Us if self.slot.is_closed() => return Ok(()),
                 Partner::Us => {
-                    if let Some(id) = self.slot.left_over() {
-                        // It may be what our partner died of: it is not tried again.
-                        self.listener.go_on(id);
-                        self.slot.clear();
-                    }
+                    self.finish();
                     (None, Some(Duration::ZERO))
                 }
                 Partner::None => (None, Some(LONGEST_PAUSE)),
@@ -231,10 +170,36 @@ impl Supervisor {
             kind,
             protocol: self.protocol,
         };
-        if self.home.grant(&self.listener, &wish).is_err() {
-            self.listener.go_on(call.id);
+        if self.home.grant(&self.listener, &self.slot, &wish).is_err() {
+            self.finish();
         }
     }
+
+    /// Answers the call that is in the slot, whatever has become of it until now. It is not tried again: that may be what
+    /// our partner died of.
+    fn finish(&self) {
+        if let Some(call) = self.slot.call() {
+            match self
+                .slot
+                .socket()
+                .and_then(|inode| descriptor(call.pid, inode))
+            {
+                Some(fd) => self.listener.answer(call.id, fd),
+                None => self.listener.go_on(call.id),
+            }
+        }
+        self.slot.clear();
+    }
+}
+
+/// The descriptor that a process has for a socket.
+fn descriptor(process: u32, inode: u64) -> Option<RawFd> {
+    let socket = format!("socket:[{inode}]");
+    let is_it = |entry: &fs::DirEntry| {
+        fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == socket.as_str())
+    };
+    let mut open = fs::read_dir(format!("/proc/{process}/fd")).ok()?.flatten();
+    open.find(is_it)?.file_name().to_str()?.parse().ok()
 }
 
 /// Waits until nobody has the other end any more.
