@@ -2,11 +2,13 @@
 //! `ivsmc-guest`: SMC-D for the user of a guest.
 
 use clap::{Parser, Subcommand};
+use ivsmc_guest::owners::Owner;
 use ivsmc_guest::statistics::Statistics;
 use ivsmc_guest::status::Status;
 use ivsmc_guest::{run, sigpipe, ueid, warm};
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr};
+use std::io::Write;
+use std::net::IpAddr;
 use std::process::ExitCode;
 
 /// Programs over SMC-D, and the truth about their connections.
@@ -20,6 +22,11 @@ struct Options {
 #[derive(Subcommand)]
 enum Command {
     /// Run a program, its TCP sockets made SMC sockets; children included
+    ///
+    /// TCP and MPTCP sockets that it and its children open become SMC sockets, which fall back to TCP where there is no
+    /// SMC-D. Sockets that it inherits or opens through io_uring stay as they are. It takes the place of this process; two
+    /// small processes beside it, "ivsmc-guest: supervisor of process PID", give it its sockets and end with it. One of
+    /// them may be killed, not both. Where that cannot work the program is run without it.
     Run {
         /// Another protocol than SMC, for tests
         #[arg(long, hide = true, value_name = "NUMBER", default_value_t = ivsmc_guest::IPPROTO_SMC)]
@@ -34,7 +41,7 @@ enum Command {
         )]
         command: Vec<OsString>,
     },
-    /// Say of every SMC connection how its data moves, and why it fell back to TCP
+    /// Say of every SMC connection how its data moves, why it fell back to TCP, and which process has it
     Status {
         /// As JSON
         #[arg(long)]
@@ -45,7 +52,7 @@ enum Command {
     Warm {
         /// The peers' addresses; the guest's own may be among them
         #[arg(required = true)]
-        peers: Vec<Ipv4Addr>,
+        peers: Vec<IpAddr>,
         /// The port on which all of them do it
         #[arg(long, default_value_t = warm::PORT, value_parser = clap::value_parser!(u16).range(1..))]
         port: u16,
@@ -83,7 +90,12 @@ fn main() -> ExitCode {
         },
         Command::Status { json } => status(json),
         Command::Warm { peers, port } => {
-            match warm::keep(&peers, port, |line| println!("ivsmc-guest warm: {line}")) {
+            // A service goes on when nobody reads what it says.
+            sigpipe::ignore();
+            let tell = |line: &str| {
+                let _ = writeln!(std::io::stdout(), "ivsmc-guest warm: {line}");
+            };
+            match warm::keep(&peers, port, tell) {
                 Err(error) => Err(error.into()),
             }
         }
@@ -172,8 +184,8 @@ fn print_status(status: &Status) {
     );
     println!("Connections:");
     println!(
-        "  {:<6} {:<8} {:<24} {:<24} detail",
-        "mode", "state", "local", "peer"
+        "  {:<6} {:<8} {:<24} {:<24} {:<20} detail",
+        "mode", "state", "local", "peer", "process"
     );
     for connection in &status.connections {
         let detail = match &connection.dmb {
@@ -181,11 +193,12 @@ fn print_status(status: &Status) {
             None => connection.reason.clone(),
         };
         println!(
-            "  {:<6} {:<8} {:<24} {:<24} {detail}",
+            "  {:<6} {:<8} {:<24} {:<24} {:<20} {detail}",
             connection.mode,
             connection.state,
             endpoint(connection.local_address, connection.local_port),
             endpoint(connection.peer_address, connection.peer_port),
+            owners(&connection.owners),
         );
     }
 }
@@ -196,6 +209,15 @@ fn endpoint(address: Option<IpAddr>, port: u16) -> String {
         Some(IpAddr::V6(address)) => format!("[{address}]:{port}"),
         Some(address) => format!("{address}:{port}"),
         None => format!("*:{port}"),
+    }
+}
+
+/// The first of them, and how many more there are.
+fn owners(owners: &[Owner]) -> String {
+    match owners {
+        [] => "-".into(),
+        [only] => format!("{}/{}", only.pid, only.comm),
+        [first, more @ ..] => format!("{}/{} +{}", first.pid, first.comm, more.len()),
     }
 }
 
