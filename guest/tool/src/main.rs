@@ -7,7 +7,7 @@ use ivsmc_guest::statistics::Statistics;
 use ivsmc_guest::status::Status;
 use ivsmc_guest::{run, sigpipe, ueid, warm};
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::process::ExitCode;
 
@@ -93,22 +93,22 @@ fn main() -> ExitCode {
             // A service goes on when nobody reads what it says.
             sigpipe::ignore();
             let tell = |line: &str| {
-                let _ = writeln!(std::io::stdout(), "ivsmc-guest warm: {line}");
+                let _ = writeln!(io::stdout(), "ivsmc-guest warm: {line}");
             };
             match warm::keep(&peers, port, tell) {
                 Err(error) => Err(error.into()),
             }
         }
-        Command::Ueid { change } => change_ueid(&change).map_err(Into::into),
+        Command::Ueid { change } => change_ueid(&change),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ivsmc-guest: {error}");
+            let _ = writeln!(io::stderr(), "ivsmc-guest: {error}");
             // What shells give for a program that cannot be run.
             match error.downcast_ref() {
                 Some(run::Error::Execute { source, .. }) => match source.kind() {
-                    std::io::ErrorKind::NotFound => ExitCode::from(127),
+                    io::ErrorKind::NotFound => ExitCode::from(127),
                     _ => ExitCode::from(126),
                 },
                 _ => ExitCode::FAILURE,
@@ -117,51 +117,56 @@ fn main() -> ExitCode {
     }
 }
 
-fn change_ueid(change: &Ueid) -> Result<(), ueid::Error> {
+fn change_ueid(change: &Ueid) -> Result<(), Box<dyn std::error::Error>> {
     match change {
-        Ueid::Add { name } => ueid::add(name),
-        Ueid::Del { name } => ueid::remove(name),
+        Ueid::Add { name } => ueid::add(name)?,
+        Ueid::Del { name } => ueid::remove(name)?,
         Ueid::List => {
             for name in ueid::list()? {
-                println!("{name}");
+                writeln!(io::stdout(), "{name}")?;
             }
-            Ok(())
         }
     }
+    Ok(())
 }
 
 fn status(json: bool) -> Result<(), Box<dyn std::error::Error>> {
     let status = Status::now()?;
     if json {
-        println!("{}", serde_json::to_string(&status)?);
+        writeln!(io::stdout(), "{}", serde_json::to_string(&status)?)?;
     } else {
-        print_status(&status);
+        print_status(&status, &mut io::stdout())?;
     }
     Ok(())
 }
 
-fn print_status(status: &Status) {
-    println!("SMC-D devices:");
+fn print_status(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "SMC-D devices:")?;
     for device in &status.devices {
-        println!(
+        writeln!(
+            out,
             "  {}, used by {} connections",
             device.pci_id, device.connections
-        );
+        )?;
     }
     if status.devices.is_empty() {
-        println!("  none: is ivpci loaded, and does the VM have --ivsmc?");
+        writeln!(
+            out,
+            "  none: is ivpci loaded, and does the VM have --ivsmc?"
+        )?;
     }
     for device in &status.pci {
         let address = &device.address;
         match device.driver.as_deref() {
-            None => {
-                println!("  {address}: no driver has taken it; dmesg | grep {address} says why")
-            }
+            None => writeln!(
+                out,
+                "  {address}: no driver has taken it; dmesg | grep {address} says why"
+            )?,
             Some("ivpci") => {}
-            Some(other) => println!("  {address}: the driver {other} has it"),
+            Some(other) => writeln!(out, "  {address}: the driver {other} has it")?,
         }
         for link in &device.links {
-            println!("  {address}: link {link}");
+            writeln!(out, "  {address}: link {link}")?;
         }
     }
     let ueids = match status.ueids.as_slice() {
@@ -170,7 +175,7 @@ fn print_status(status: &Status) {
         }
         names => names.join(", "),
     };
-    println!("UEIDs: {ueids}");
+    writeln!(out, "UEIDs: {ueids}")?;
     let Statistics {
         client_connections,
         server_connections,
@@ -178,29 +183,33 @@ fn print_status(status: &Status) {
         server_fallbacks,
         ..
     } = status.statistics;
-    println!(
+    writeln!(
+        out,
         "So far: {client_connections} opened and {server_connections} accepted over SMC-D; \
          {client_fallbacks} and {server_fallbacks} fell back to TCP"
-    );
-    println!("Connections:");
-    println!(
+    )?;
+    writeln!(out, "Connections:")?;
+    writeln!(
+        out,
         "  {:<6} {:<8} {:<24} {:<24} {:<20} detail",
         "mode", "state", "local", "peer", "process"
-    );
+    )?;
     for connection in &status.connections {
         let detail = match &connection.dmb {
             Some(dmb) => format!("token {:016x}, peer's {:016x}", dmb.token, dmb.peer_token),
             None => connection.reason.clone(),
         };
-        println!(
+        writeln!(
+            out,
             "  {:<6} {:<8} {:<24} {:<24} {:<20} {detail}",
             connection.mode,
             connection.state,
             endpoint(connection.local_address, connection.local_port),
             endpoint(connection.peer_address, connection.peer_port),
             owners(&connection.owners),
-        );
+        )?;
     }
+    Ok(())
 }
 
 fn endpoint(address: Option<IpAddr>, port: u16) -> String {

@@ -32,18 +32,8 @@ pub fn find(inodes: &HashSet<u64>) -> HashMap<u64, Vec<Owner>> {
         .collect();
     processes.sort_unstable();
     for pid in processes {
-        // Somebody else's process, or one that has ended.
-        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
-            continue;
-        };
         let mut seen = HashSet::new();
-        for entry in descriptors.flatten() {
-            let inode = fs::read_link(entry.path())
-                .ok()
-                .and_then(|target| inode(target.to_str()?));
-            let (Some(inode), Some(fd)) = (inode, number(&entry)) else {
-                continue;
-            };
+        for (fd, inode) in sockets(pid) {
             if inodes.contains(&inode) && seen.insert(inode) {
                 let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
                 let comm = comm.trim_end().to_owned();
@@ -55,6 +45,19 @@ pub fn find(inodes: &HashSet<u64>) -> HashMap<u64, Vec<Owner>> {
         }
     }
     owners
+}
+
+/// The sockets of a process: descriptor and inode. None of somebody else's process, or of one that has ended.
+pub(crate) fn sockets(pid: u32) -> impl Iterator<Item = (RawFd, u64)> {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd"));
+    descriptors
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let target = fs::read_link(entry.path()).ok()?;
+            Some((number(&entry)?, inode(target.to_str()?)?))
+        })
 }
 
 fn number<T: std::str::FromStr>(entry: &DirEntry) -> Option<T> {

@@ -34,13 +34,35 @@ fn open(address: SocketAddr, transport: Transport) -> io::Result<OwnedFd> {
         Transport::Tcp => libc::IPPROTO_TCP,
         Transport::Smc => crate::IPPROTO_SMC,
     };
+    open_kind(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, protocol)
+}
+
+/// Opens a socket of any kind.
+pub fn open_kind(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: takes no pointers.
-    let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, protocol) };
+    let fd = unsafe { libc::socket(domain, kind, protocol) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: `fd` was just opened and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The protocol that a socket says it has.
+pub fn protocol(socket: &impl AsRawFd) -> io::Result<i32> {
+    let mut protocol = 0i32;
+    let mut length = size_of_val(&protocol) as libc::socklen_t;
+    // SAFETY: `protocol` and its length are alive during the call.
+    succeeded(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PROTOCOL,
+            (&raw mut protocol).cast(),
+            &raw mut length,
+        )
+    })?;
+    Ok(protocol)
 }
 
 /// An address as the kernel wants it.

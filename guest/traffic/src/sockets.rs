@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What `socket()` gives to a program, once and under load: for tests of whoever replaces its sockets.
 
+use ivsmc_guest::socket;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,44 +25,13 @@ pub struct Opened {
     pub flags: i32,
 }
 
-/// Opens a socket.
-pub fn open(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
-    // SAFETY: takes no pointers.
-    let fd = unsafe { libc::socket(domain, kind, protocol) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `fd` was just opened and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// The protocol that a socket says it has.
-pub fn protocol(socket: &impl AsRawFd) -> io::Result<i32> {
-    let mut protocol = 0i32;
-    let mut length = size_of_val(&protocol) as libc::socklen_t;
-    // SAFETY: `protocol` and its length are alive during the call.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PROTOCOL,
-            (&raw mut protocol).cast(),
-            &raw mut length,
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(protocol)
-}
-
 fn try_one(domain: i32, kind: i32, protocol: i32) -> Opened {
-    let (got, flags) = match open(domain, kind, protocol) {
-        Ok(socket) => {
-            let got = self::protocol(&socket).unwrap_or_else(negative);
+    let (got, flags) = match socket::open_kind(domain, kind, protocol) {
+        Ok(opened) => {
+            let got = socket::protocol(&opened).unwrap_or_else(negative);
             // SAFETY: takes no pointers.
             let (close, flags) = unsafe {
-                let fd = socket.as_raw_fd();
+                let fd = opened.as_raw_fd();
                 (
                     libc::fcntl(fd, libc::F_GETFD),
                     libc::fcntl(fd, libc::F_GETFL),

@@ -21,10 +21,11 @@ mod process;
 mod slot;
 mod supervisor;
 
+use crate::{sigpipe, socket};
 use process::Fork;
 use std::ffi::{CString, OsStr, OsString};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -77,6 +78,8 @@ impl Obstacle {
 /// Becomes `program`, its TCP sockets made sockets of `protocol`, which is SMC's but for tests; comes back only with an
 /// error.
 pub fn run(program: &OsStr, arguments: &[OsString], protocol: i32) -> Error {
+    // What we say may have no reader: the program runs all the same.
+    sigpipe::ignore();
     match try_out(protocol) {
         Ok(()) => {
             let started = start(protocol).map_err(io::Error::other);
@@ -88,7 +91,6 @@ pub fn run(program: &OsStr, arguments: &[OsString], protocol: i32) -> Error {
         Err(Obstacle::NoSmc) => {}
         Err(Obstacle::Taken) if is_ours(protocol) => {}
         Err(obstacle) => {
-            // Nobody may be there to read it: then the program runs all the same.
             let _ = writeln!(
                 io::stderr(),
                 "ivsmc-guest: {} runs with TCP: {obstacle}",
@@ -127,13 +129,9 @@ fn confirmed(mut channel: &UnixStream) -> io::Result<()> {
 
 /// Does all of it in a process of its own, down to a socket that is what it is to be.
 fn try_out(protocol: i32) -> Result<(), Obstacle> {
-    let Ok(_) = namespace::open(
-        libc::AF_INET,
-        libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
-        protocol,
-    ) else {
+    if open(protocol).is_err() {
         return Err(Obstacle::NoSmc);
-    };
+    }
     let (ours, theirs) = UnixStream::pair().map_err(|_| Obstacle::Supervisor)?;
     ours.set_read_timeout(Some(PATIENCE))
         .map_err(|_| Obstacle::Supervisor)?;
@@ -192,25 +190,16 @@ fn try_here(protocol: i32, mut channel: UnixStream) {
 
 /// Whether a TCP socket that this process opens is one of `protocol`.
 fn is_ours(protocol: i32) -> bool {
-    let socket = namespace::open(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
-    socket.is_ok_and(|socket| protocol_of(&socket) == Some(protocol))
+    let opened = open(0).and_then(|opened| socket::protocol(&opened));
+    opened.is_ok_and(|got| got == protocol)
 }
 
-/// What a socket says that its protocol is.
-fn protocol_of(socket: &OwnedFd) -> Option<i32> {
-    let mut protocol = 0i32;
-    let mut length = size_of_val(&protocol) as libc::socklen_t;
-    // SAFETY: `protocol` and its length are alive during the call.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_PROTOCOL,
-            (&raw mut protocol).cast(),
-            &raw mut length,
-        )
-    };
-    (result == 0).then_some(protocol)
+fn open(protocol: i32) -> io::Result<OwnedFd> {
+    socket::open_kind(
+        libc::AF_INET,
+        libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
+        protocol,
+    )
 }
 
 /// Becomes the program; comes back only if that cannot be.
@@ -225,7 +214,7 @@ fn execute(program: &OsStr, arguments: &[OsString]) -> io::Error {
     };
     let mut pointers: Vec<_> = words.iter().map(|word| word.as_ptr()).collect();
     pointers.push(std::ptr::null());
-    crate::sigpipe::restore();
+    sigpipe::restore();
     // SAFETY: a list of strings that ends with null, all alive during the call.
     unsafe { libc::execvp(pointers[0], pointers.as_ptr()) };
     io::Error::last_os_error()

@@ -4,9 +4,10 @@
 use super::listener::Listener;
 use super::process::{self, Fork};
 use super::slot::Slot;
+use crate::socket;
 use std::fs::{File, Metadata};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 /// A socket that a program wants.
@@ -26,7 +27,7 @@ pub(super) struct Wish {
 
 impl Wish {
     fn open(&self) -> io::Result<OwnedFd> {
-        open(self.domain, self.kind | libc::SOCK_CLOEXEC, self.protocol)
+        socket::open_kind(self.domain, self.kind | libc::SOCK_CLOEXEC, self.protocol)
     }
 
     /// Opens the socket here and answers the call with it.
@@ -38,21 +39,14 @@ impl Wish {
         let socket = File::from(socket);
         slot.note(socket.metadata()?.ino());
         let cloexec = self.kind & libc::SOCK_CLOEXEC != 0;
-        let fd = listener.add(self.id, socket.as_fd(), cloexec)?;
-        listener.answer(self.id, fd);
-        Ok(())
+        let added = listener.add(self.id, socket.as_fd(), cloexec);
+        match &added {
+            Ok(fd) => listener.answer(self.id, *fd),
+            // So that nobody looks for it among all that the caller has.
+            Err(_) => slot.note(0),
+        }
+        added.map(drop)
     }
-}
-
-/// Opens a socket.
-pub(super) fn open(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
-    // SAFETY: takes no pointers.
-    let fd = unsafe { libc::socket(domain, kind, protocol) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: `fd` was just opened and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The supervisor's own namespace, to tell others from it and to come back to it.

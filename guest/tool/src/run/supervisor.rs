@@ -9,7 +9,7 @@ use super::listener::{self, Listener};
 use super::namespace::{Home, Wish};
 use super::process::{self, Fork};
 use super::slot::Slot;
-use std::fs;
+use crate::owners;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
@@ -194,12 +194,8 @@ impl Supervisor {
 
 /// The descriptor that a process has for a socket.
 fn descriptor(process: u32, inode: u64) -> Option<RawFd> {
-    let socket = format!("socket:[{inode}]");
-    let is_it = |entry: &fs::DirEntry| {
-        fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == socket.as_str())
-    };
-    let mut open = fs::read_dir(format!("/proc/{process}/fd")).ok()?.flatten();
-    open.find(is_it)?.file_name().to_str()?.parse().ok()
+    let mut sockets = owners::sockets(process);
+    sockets.find(|&(_, found)| found == inode).map(|(fd, _)| fd)
 }
 
 /// Waits until nobody has the other end any more.

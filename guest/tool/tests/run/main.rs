@@ -262,6 +262,10 @@ fn under_another_listener() {
         "as",
         "one",
     ];
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let unread = Command::new(&own).args(words).stderr(writer).output();
+    assert_eq!(unread.unwrap().stdout, b"6\n");
     let output = Command::new(&own).args(words).output().unwrap();
     assert_eq!(output.stdout, b"6\n", "{output:?}");
     let text = String::from_utf8_lossy(&output.stderr);
@@ -350,7 +354,7 @@ fn sigpipe() {
     }
 }
 
-/// Whatever a command has to say, it does not panic where nobody reads it.
+/// Whatever a command has to say, it does not panic where nobody reads it, and tells where nobody can write it.
 fn nobody_reads() {
     for words in [
         &["--help"][..],
@@ -360,15 +364,14 @@ fn nobody_reads() {
     ] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let output = Command::new(TOOL)
-            .args(words)
-            .stdout(writer)
-            .stderr(Stdio::piped())
-            .spawn()
-            .and_then(Child::wait_with_output)
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert!(!text.contains("panicked"), "{words:?}: {text}");
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        for stdout in [Stdio::from(writer), Stdio::from(full)] {
+            let mut command = Command::new(TOOL);
+            let command = command.args(words).stdout(stdout).stderr(Stdio::piped());
+            let output = command.spawn().and_then(Child::wait_with_output).unwrap();
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert!(!text.contains("panicked"), "{words:?}: {text}");
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The programs that the tests run, all in the tests' own executable: `run as NAME ARGUMENTS...`.
 
-use ivsmc_traffic::sockets::{self, open, protocol};
+use ivsmc_guest::socket::{open_kind as open, protocol};
+use ivsmc_traffic::sockets;
 use std::fs::File;
 use std::io::{self, BufRead};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
