@@ -14,6 +14,8 @@ struct Content {
     call: libc::seccomp_notif,
     /// The inode of the socket that the caller is given, or 0.
     socket: u64,
+    /// How often somebody has begun to find it a socket.
+    tries: u64,
 }
 
 /// The memory. One process at a time uses it.
@@ -56,11 +58,25 @@ impl Slot {
         unsafe { (&raw mut (*self.0).socket).write_volatile(inode) };
     }
 
+    /// Counts an attempt; gives how many there were before.
+    pub(super) fn count(&self) -> u64 {
+        // SAFETY: as above.
+        unsafe {
+            let tries = (&raw const (*self.0).tries).read_volatile();
+            (&raw mut (*self.0).tries).write_volatile(tries + 1);
+            tries
+        }
+    }
+
     /// Forgets the call, which has its answer.
     pub(super) fn clear(&self) {
-        self.note(0);
-        // SAFETY: as above; all zeroes is a valid call.
-        unsafe { (&raw mut (*self.0).call).write_volatile(std::mem::zeroed()) };
+        // SAFETY: as above; all zeroes is a valid content. The call comes first: what is said of it is looked at only
+        // while it is there.
+        unsafe {
+            (&raw mut (*self.0).call).write_volatile(std::mem::zeroed());
+            (&raw mut (*self.0).socket).write_volatile(0);
+            (&raw mut (*self.0).tries).write_volatile(0);
+        }
     }
 
     /// Says that there is no use in going on.

@@ -75,7 +75,7 @@ impl Supervisor {
                 Partner::Waiting(partner) => (Some(partner), None),
                 Partner::Us if self.slot.is_closed() => return Ok(()),
                 Partner::Us => {
-                    self.finish();
+                    self.take_over();
                     (None, Some(Duration::ZERO))
                 }
                 Partner::None => (None, Some(LONGEST_PAUSE)),
@@ -137,6 +137,7 @@ impl Supervisor {
                 match self.slot.receive(&self.listener) {
                     Ok(call) => {
                         refused_since = None;
+                        self.slot.count();
                         self.decide(&call);
                         self.slot.clear();
                     }
@@ -160,6 +161,18 @@ impl Supervisor {
         }
     }
 
+    /// Answers the call that our partner has left, if there is one. What was begun twice may be what one dies of.
+    fn take_over(&self) {
+        if let Some(call) = self.slot.call() {
+            if self.added(&call).is_none() && self.slot.count() < 2 {
+                self.decide(&call);
+            } else {
+                self.finish();
+            }
+        }
+        self.slot.clear();
+    }
+
     /// Answers a call with a socket of ours, or lets it go on.
     fn decide(&self, call: &libc::seccomp_notif) {
         let [domain, kind, ..] = call.data.args.map(|argument| argument as i32);
@@ -175,20 +188,20 @@ impl Supervisor {
         }
     }
 
-    /// Answers the call that is in the slot, whatever has become of it until now. It is not tried again: that may be what
-    /// our partner died of.
+    /// Answers the call that is in the slot with the socket that its caller has got, or lets it go on.
     fn finish(&self) {
         if let Some(call) = self.slot.call() {
-            match self
-                .slot
-                .socket()
-                .and_then(|inode| descriptor(call.pid, inode))
-            {
+            match self.added(&call) {
                 Some(fd) => self.listener.answer(call.id, fd),
                 None => self.listener.go_on(call.id),
             }
         }
-        self.slot.clear();
+    }
+
+    /// The descriptor that a caller has for the socket that it was to get.
+    fn added(&self, call: &libc::seccomp_notif) -> Option<RawFd> {
+        let inode = self.slot.socket()?;
+        descriptor(call.pid, inode)
     }
 }
 

@@ -452,14 +452,14 @@ fn killed_under_load() {
     println!("{killed} supervisors killed: {got:?}");
     let sockets: u64 = got.values().sum();
     assert_eq!(sockets, 4 * 3000);
-    // A call at which its supervisor was killed is not tried again, and becomes TCP.
+    // A call at which two of them were killed, one after the other, becomes TCP.
     let tcp = got.get(&TCP).copied().unwrap_or(0);
     assert_eq!(
         got.get(&MPTCP).copied().unwrap_or(0) + tcp,
         sockets,
         "{got:?}"
     );
-    assert!(killed > 3 && tcp <= killed as u64, "{killed}: {got:?}");
+    assert!(killed > 3 && tcp * 4 <= killed as u64, "{killed}: {got:?}");
     wait_for(pid, 0);
 }
 
