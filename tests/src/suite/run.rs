@@ -22,7 +22,8 @@ const PORT: u16 = 7100;
 const CLIENT_PORT: u16 = 5000;
 
 pub(super) fn add(suite: &mut Suite) {
-    let tests: [(&str, fn(&mut Pair) -> Result<()>); 7] = [
+    type Test = fn(&mut Pair) -> Result<()>;
+    let tests: [(&str, Test); 7] = [
         ("every_tcp_socket", every_tcp_socket),
         ("network_namespace", network_namespace),
         ("peers_with_the_same_ports", peers_with_the_same_ports),
@@ -156,7 +157,11 @@ fn supervisors(pair: &mut Pair) -> Result<()> {
 
 /// `status` has more to say than anybody reads.
 fn nobody_reads(pair: &mut Pair) -> Result<()> {
-    let said = pair.a.shell("for option in '' --json; do ivsmc-guest status $option 2>&1 >/dev/full || true; { ivsmc-guest status $option 2>&3 | true; } 3>&1; done")?;
+    let said = pair.a.shell(
+        "for option in '' --json; do \
+         ivsmc-guest status $option 2>&1 >/dev/full || true; \
+         { ivsmc-guest status $option 2>&3 | true; } 3>&1; done",
+    )?;
     ensure!(!said.contains("panicked"), "{said}");
     Ok(())
 }
