@@ -36,7 +36,12 @@ fn main() -> ExitCode {
     }
     // SAFETY: takes no pointers.
     let root = unsafe { libc::geteuid() } == 0;
-    let test = |name: &str, test: fn()| Trial::test(name, move || Ok(test()));
+    let test = |name: &str, test: fn()| {
+        Trial::test(name, move || {
+            test();
+            Ok(())
+        })
+    };
     let privileged = |name: &str, f: fn()| test(name, f).with_ignored_flag(!root);
     let trials = vec![
         test("exit_status_and_signal_are_the_programs", exit_status),

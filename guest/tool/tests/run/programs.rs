@@ -234,10 +234,8 @@ fn foreign() {
             return println!("{fd}");
         }
         // SAFETY: `fd` was just opened and nobody else has it.
-        println!(
-            "{}",
-            protocol(&unsafe { OwnedFd::from_raw_fd(fd) }).unwrap()
-        );
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        println!("{}", protocol(&socket).unwrap());
     };
     say(call(359, libc::AF_INET.into(), STREAM.into(), 0));
     // SAFETY: a new mapping that touches nothing else, where pointers of 32 bits reach, and room for the arguments.
