@@ -65,6 +65,7 @@ fn main() -> ExitCode {
         privileged("memory_runs_out", memory),
         privileged("network_namespaces", namespaces),
         privileged("network_namespaces_of_users", namespaces_of_users),
+        privileged("processes_that_hide", hidden),
         privileged("first_process_of_a_container", first_process),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
@@ -579,7 +580,8 @@ fn namespaces() {
     assert_eq!(said(MPTCP, &["namespace", "network"]), there_and_home);
 }
 
-fn namespaces_of_users() {
+/// What one of our own programs says to somebody without privilege, with the tool and without it.
+fn said_to_a_user(words: &[&str]) -> [String; 2] {
     // For somebody who may not look into our folders.
     let folder = tempfile::tempdir().unwrap();
     let everybody = fs::Permissions::from_mode(0o755);
@@ -589,24 +591,30 @@ fn namespaces_of_users() {
         fs::copy(program, &copy).unwrap();
         copy
     });
-    let mut without = Command::new(&own);
     let mut with = Command::new(tool);
-    let [without, with] = [
-        without.args(["as", "namespace", "user"]),
-        with.args(["run", "--protocol", &MPTCP.to_string()])
-            .arg(&own)
-            .args(["as", "namespace", "user"]),
-    ]
-    .map(|command| {
-        let output = command.uid(65534).gid(65534).output().unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    });
-    if without == "6 true false\n" {
-        assert_eq!(with, format!("{MPTCP} true false\n"));
+    with.args(["run", "--protocol", &MPTCP.to_string()])
+        .arg(&own);
+    [with, Command::new(own)].map(|mut command| {
+        let command = command.arg("as").args(words).uid(65534).gid(65534);
+        let said = command.output().unwrap().stdout;
+        String::from_utf8(said).unwrap().trim_end().to_owned()
+    })
+}
+
+fn namespaces_of_users() {
+    let [with, without] = said_to_a_user(&["namespace", "user"]);
+    if without == "6 true false" {
+        assert_eq!(with, format!("{MPTCP} true false"));
     } else {
         // Users may have no namespaces here.
         assert_eq!(with, without);
     }
+}
+
+/// Nobody but root may know the namespace of such a process.
+fn hidden() {
+    assert_eq!(said_to_a_user(&["hidden"]), ["6", "6"]);
+    assert_eq!(said(MPTCP, &["hidden"]), MPTCP.to_string());
 }
 
 /// It takes orphans in: the supervisors are none, and wait() has nobody to wait for.

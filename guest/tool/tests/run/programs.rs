@@ -31,6 +31,7 @@ pub fn run(name: &str, arguments: &[String]) -> io::Result<()> {
         "listener" => println!("{:?} {}", listener(libc::SECCOMP_RET_ALLOW).err(), one()),
         "foreign" => foreign(),
         "wait" => println!("{}", wait()),
+        "hidden" => println!("{}", hidden()),
         "one" => println!("{}", one()),
         _ => return Err(io::Error::other(format!("no program {name}"))),
     }
@@ -43,6 +44,13 @@ fn one() -> i32 {
         Ok(socket) => protocol(&socket).unwrap(),
         Err(error) => -error.raw_os_error().unwrap(),
     }
+}
+
+/// The same of a process of which its user may know nothing.
+fn hidden() -> i32 {
+    // SAFETY: takes no pointers.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+    one()
 }
 
 /// Opens a socket for each line and says what it is. What asks a service to stop does not stop it.
