@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Where servers of these tests listen.
 const PORT: u16 = 7100;
 /// The only port that clients have where two peers are to have the same pair of ports.
-const CLIENT_PORT: u16 = 5000;
+const CLIENT_PORT: u16 = 7200;
 
 pub(super) fn add(suite: &mut Suite) {
     type Test = fn(&mut Pair) -> Result<()>;
