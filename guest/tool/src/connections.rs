@@ -2,9 +2,10 @@
 //! What SMC's own diagnosis (`NETLINK_SOCK_DIAG`, uapi `linux/smc_diag.h`) says of every SMC socket.
 
 use crate::netlink::{self, Error, Request, Socket};
+use crate::owners::{self, Owner};
 use crate::reason;
+use crate::tcp_table::TcpTable;
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -15,6 +16,9 @@ const AF_SMC: u8 = 43;
 const REQUEST: usize = 52;
 /// Length of the fixed part of an answer.
 const ANSWER: usize = 64;
+
+/// Where an answer has the socket's cookie: at the end of its identity.
+const COOKIE: usize = 44;
 
 const EXTENSION_LGRINFO: u16 = 2;
 const EXTENSION_DMBINFO: u16 = 4;
@@ -83,6 +87,13 @@ impl Dmb {
 pub struct Connection {
     /// The socket's inode: what `fstat` on it gives as `st_ino`.
     pub inode: u64,
+    /// The kernel's number for the socket, which no other one has had since the system began. Connections that have
+    /// not been accepted yet have it too, but no inode.
+    #[serde(default)]
+    pub cookie: u64,
+    /// The processes that have the socket, as far as one may know.
+    #[serde(default)]
+    pub owners: Vec<Owner>,
     /// The socket's state in words.
     pub state: String,
     /// How its data moves.
@@ -110,19 +121,32 @@ impl Connection {
     pub fn is_connected(&self) -> bool {
         self.peer_port != 0
     }
+
+    /// Finds out the addresses that the kernel has left out. The socket knows best; whoever may not ask it has the
+    /// connections with the same ports to go by, which may be those of several peers.
+    fn find_addresses(&mut self, tcp: &TcpTable) {
+        if !self.is_connected() || self.peer_address.is_some() {
+            return;
+        }
+        let mut said = self.owners.iter().map(|owner| owner.addresses(self.inode));
+        let said = said.find_map(Result::ok);
+        let found = said.or_else(|| tcp.addresses((self.local_port, self.peer_port)));
+        if let Some((local, peer)) = found {
+            self.local_address = Some(local);
+            self.peer_address = Some(peer);
+        }
+    }
 }
 
 /// Lists the SMC sockets of this network namespace.
 pub fn list() -> Result<Vec<Connection>, Error> {
     let mut connections = dump()?;
-    if connections
-        .iter()
-        .any(|c| c.is_connected() && c.peer_address.is_none())
-    {
-        let tcp = TcpTable::read();
-        for connection in &mut connections {
-            tcp.complete(connection);
-        }
+    let inodes = connections.iter().map(|connection| connection.inode);
+    let mut owners = owners::find(&inodes.filter(|&inode| inode != 0).collect());
+    let tcp = TcpTable::read();
+    for connection in &mut connections {
+        connection.owners = owners.remove(&connection.inode).unwrap_or_default();
+        connection.find_addresses(&tcp);
     }
     Ok(connections)
 }
@@ -160,6 +184,8 @@ fn parse(payload: &[u8]) -> Result<Connection, Error> {
     let port = |at: usize| u16::from_be_bytes([fixed[at], fixed[at + 1]]);
     let mut connection = Connection {
         inode: netlink::u64_at(&fixed, 56).unwrap_or(0),
+        cookie: netlink::u64_at(&fixed, COOKIE).unwrap_or(0),
+        owners: Vec::new(),
         state: state_words(state),
         mode: Mode::None,
         local_address: address(&fixed[8..24]),
@@ -238,59 +264,6 @@ fn state_words(state: u8) -> String {
     .to_owned()
 }
 
-/// Addresses by ports, from `/proc/net/tcp` and `tcp6`.
-///
-/// The kernel leaves the addresses of `IPPROTO_SMC` sockets out of its diagnosis; the TCP connection
-/// underneath has the same ports and is listed there.
-struct TcpTable(HashMap<(u16, u16), (IpAddr, IpAddr)>);
-
-impl TcpTable {
-    fn read() -> Self {
-        let mut table = HashMap::new();
-        for file in ["/proc/net/tcp", "/proc/net/tcp6"] {
-            let Ok(text) = std::fs::read_to_string(file) else {
-                continue;
-            };
-            for line in text.lines().skip(1) {
-                let mut words = line.split_whitespace().skip(1);
-                let local = words.next().and_then(endpoint);
-                let peer = words.next().and_then(endpoint);
-                if let (Some(local), Some(peer)) = (local, peer) {
-                    table.insert((local.1, peer.1), (local.0, peer.0));
-                }
-            }
-        }
-        TcpTable(table)
-    }
-
-    fn complete(&self, connection: &mut Connection) {
-        if !connection.is_connected() || connection.peer_address.is_some() {
-            return;
-        }
-        let ports = (connection.local_port, connection.peer_port);
-        if let Some(&(local, peer)) = self.0.get(&ports) {
-            connection.local_address = Some(local);
-            connection.peer_address = Some(peer);
-        }
-    }
-}
-
-/// An address and a port as `/proc/net/tcp` writes them: words in host order, then the port, in hex.
-fn endpoint(word: &str) -> Option<(IpAddr, u16)> {
-    let (address, port) = word.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    let mut bytes = Vec::with_capacity(16);
-    for at in (0..address.len()).step_by(8) {
-        let word = u32::from_str_radix(address.get(at..at + 8)?, 16).ok()?;
-        bytes.extend_from_slice(&word.to_ne_bytes());
-    }
-    let address = match <[u8; 16]>::try_from(bytes.as_slice()) {
-        Ok(bytes) => Ipv6Addr::from(bytes).to_canonical(),
-        Err(_) => IpAddr::from(<[u8; 4]>::try_from(bytes.as_slice()).ok()?),
-    };
-    Some((address, port))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,6 +281,7 @@ mod tests {
         (bytes[1], bytes[2]) = (state, mode);
         bytes[4..8].copy_from_slice(&[0x1b, 0x58, 0x2b, 0x67]);
         bytes[8..12].copy_from_slice(&[10, 77, 0, 2]);
+        bytes[44..52].copy_from_slice(&78u64.to_ne_bytes());
         bytes[56..64].copy_from_slice(&77u64.to_ne_bytes());
         bytes
     }
@@ -324,6 +298,7 @@ mod tests {
         let connection = parse(&bytes).unwrap();
         assert_eq!((connection.mode, connection.local_port), (Mode::SmcD, 7000));
         assert_eq!((connection.inode, connection.peer_port), (77, 11111));
+        assert_eq!(connection.cookie, 78);
         assert_eq!(
             connection.local_address,
             Some(Ipv4Addr::new(10, 77, 0, 2).into())
@@ -358,19 +333,6 @@ mod tests {
         );
     }
 
-    #[test]
-    fn addresses_of_proc() {
-        let port = 0x1b58;
-        assert_eq!(
-            endpoint("0100007F:1B58"),
-            Some((Ipv4Addr::LOCALHOST.into(), port))
-        );
-        let mapped = "0000000000000000FFFF00000100007F:1B58";
-        assert_eq!(endpoint(mapped), Some((Ipv4Addr::LOCALHOST.into(), port)));
-        assert_eq!(endpoint("xyz"), None);
-        assert_eq!(endpoint("0100007:1B58"), None);
-    }
-
     proptest! {
         #[test]
         fn any_answer_is_taken_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
@@ -382,11 +344,6 @@ mod tests {
             let mut bytes = answer(STATE_ACTIVE, MODE_SMCD);
             bytes.extend(tail);
             let _ = parse(&bytes);
-        }
-
-        #[test]
-        fn any_endpoint_is_taken_or_refused(word in "\\PC*") {
-            let _ = endpoint(&word);
         }
     }
 }

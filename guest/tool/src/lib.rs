@@ -3,11 +3,13 @@
 //!
 //! - [`run`]: makes any program's TCP sockets SMC sockets, without touching the program.
 //! - [`connections`]: what SMC's own diagnosis says of every SMC socket.
+//! - [`owners`]: the processes that have these sockets.
 //! - [`status`]: all of that and of what follows, at once.
 //! - [`devices`] and [`ueid`]: the SMC-D devices, and the identifiers that peers must share.
 //! - [`statistics`]: what SMC has counted.
 //! - [`reason`]: the kernel's codes in words.
 //! - [`warm`]: a connection to each peer that is kept.
+//! - [`sigpipe`]: what to do when nobody reads.
 //! - [`socket`]: TCP and SMC sockets.
 //! - [`netlink`]: the messages that all of it is asked and answered in.
 
@@ -15,12 +17,15 @@ pub mod connections;
 pub mod devices;
 mod generic;
 pub mod netlink;
+pub mod owners;
 pub mod pci;
 pub mod reason;
 pub mod run;
+pub mod sigpipe;
 pub mod socket;
 pub mod statistics;
 pub mod status;
+mod tcp_table;
 pub mod ueid;
 mod uevent;
 pub mod warm;

@@ -2,11 +2,13 @@
 //! `ivsmc-guest`: SMC-D for the user of a guest.
 
 use clap::{Parser, Subcommand};
+use ivsmc_guest::owners::Owner;
 use ivsmc_guest::statistics::Statistics;
 use ivsmc_guest::status::Status;
-use ivsmc_guest::{run, ueid, warm};
+use ivsmc_guest::{run, sigpipe, ueid, warm};
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv4Addr};
+use std::io::{self, Write};
+use std::net::IpAddr;
 use std::process::ExitCode;
 
 /// Programs over SMC-D, and the truth about their connections.
@@ -20,7 +22,15 @@ struct Options {
 #[derive(Subcommand)]
 enum Command {
     /// Run a program, its TCP sockets made SMC sockets; children included
+    ///
+    /// TCP and MPTCP sockets that it and its children open become SMC sockets, which fall back to TCP where there is no
+    /// SMC-D. Sockets that it inherits or opens through io_uring stay as they are. It takes the place of this process; two
+    /// small processes beside it, "ivsmc-guest: supervisor of process PID", give it its sockets and end with it. One of
+    /// them may be killed, not both. Where that cannot work the program is run without it.
     Run {
+        /// Another protocol than SMC, for tests
+        #[arg(long, hide = true, value_name = "NUMBER", default_value_t = ivsmc_guest::IPPROTO_SMC)]
+        protocol: i32,
         /// The program and its arguments
         // One list: what follows the program is its own, -h and --help included.
         #[arg(
@@ -31,7 +41,7 @@ enum Command {
         )]
         command: Vec<OsString>,
     },
-    /// Say of every SMC connection how its data moves, and why it fell back to TCP
+    /// Say of every SMC connection how its data moves, why it fell back to TCP, and which process has it
     Status {
         /// As JSON
         #[arg(long)]
@@ -42,7 +52,7 @@ enum Command {
     Warm {
         /// The peers' addresses; the guest's own may be among them
         #[arg(required = true)]
-        peers: Vec<Ipv4Addr>,
+        peers: Vec<IpAddr>,
         /// The port on which all of them do it
         #[arg(long, default_value_t = warm::PORT, value_parser = clap::value_parser!(u16).range(1..))]
         port: u16,
@@ -71,27 +81,34 @@ enum Ueid {
 }
 
 fn main() -> ExitCode {
+    // `status | head` is to end, and not to panic.
+    sigpipe::end();
     let done: Result<(), Box<dyn std::error::Error>> = match Options::parse().command {
-        Command::Run { command } => match command.split_first() {
-            Some((program, arguments)) => Err(run::run(program, arguments).into()),
+        Command::Run { protocol, command } => match command.split_first() {
+            Some((program, arguments)) => Err(run::run(program, arguments, protocol).into()),
             None => Err("run: the program is missing".into()),
         },
         Command::Status { json } => status(json),
         Command::Warm { peers, port } => {
-            match warm::keep(&peers, port, |line| println!("ivsmc-guest warm: {line}")) {
+            // A service goes on when nobody reads what it says.
+            sigpipe::ignore();
+            let tell = |line: &str| {
+                let _ = writeln!(io::stdout(), "ivsmc-guest warm: {line}");
+            };
+            match warm::keep(&peers, port, tell) {
                 Err(error) => Err(error.into()),
             }
         }
-        Command::Ueid { change } => change_ueid(&change).map_err(Into::into),
+        Command::Ueid { change } => change_ueid(&change),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ivsmc-guest: {error}");
+            let _ = writeln!(io::stderr(), "ivsmc-guest: {error}");
             // What shells give for a program that cannot be run.
             match error.downcast_ref() {
                 Some(run::Error::Execute { source, .. }) => match source.kind() {
-                    std::io::ErrorKind::NotFound => ExitCode::from(127),
+                    io::ErrorKind::NotFound => ExitCode::from(127),
                     _ => ExitCode::from(126),
                 },
                 _ => ExitCode::FAILURE,
@@ -100,51 +117,56 @@ fn main() -> ExitCode {
     }
 }
 
-fn change_ueid(change: &Ueid) -> Result<(), ueid::Error> {
+fn change_ueid(change: &Ueid) -> Result<(), Box<dyn std::error::Error>> {
     match change {
-        Ueid::Add { name } => ueid::add(name),
-        Ueid::Del { name } => ueid::remove(name),
+        Ueid::Add { name } => ueid::add(name)?,
+        Ueid::Del { name } => ueid::remove(name)?,
         Ueid::List => {
             for name in ueid::list()? {
-                println!("{name}");
+                writeln!(io::stdout(), "{name}")?;
             }
-            Ok(())
         }
     }
+    Ok(())
 }
 
 fn status(json: bool) -> Result<(), Box<dyn std::error::Error>> {
     let status = Status::now()?;
     if json {
-        println!("{}", serde_json::to_string(&status)?);
+        writeln!(io::stdout(), "{}", serde_json::to_string(&status)?)?;
     } else {
-        print_status(&status);
+        print_status(&status, &mut io::stdout())?;
     }
     Ok(())
 }
 
-fn print_status(status: &Status) {
-    println!("SMC-D devices:");
+fn print_status(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "SMC-D devices:")?;
     for device in &status.devices {
-        println!(
+        writeln!(
+            out,
             "  {}, used by {} connections",
             device.pci_id, device.connections
-        );
+        )?;
     }
     if status.devices.is_empty() {
-        println!("  none: is ivpci loaded, and does the VM have --ivsmc?");
+        writeln!(
+            out,
+            "  none: is ivpci loaded, and does the VM have --ivsmc?"
+        )?;
     }
     for device in &status.pci {
         let address = &device.address;
         match device.driver.as_deref() {
-            None => {
-                println!("  {address}: no driver has taken it; dmesg | grep {address} says why")
-            }
+            None => writeln!(
+                out,
+                "  {address}: no driver has taken it; dmesg | grep {address} says why"
+            )?,
             Some("ivpci") => {}
-            Some(other) => println!("  {address}: the driver {other} has it"),
+            Some(other) => writeln!(out, "  {address}: the driver {other} has it")?,
         }
         for link in &device.links {
-            println!("  {address}: link {link}");
+            writeln!(out, "  {address}: link {link}")?;
         }
     }
     let ueids = match status.ueids.as_slice() {
@@ -153,7 +175,7 @@ fn print_status(status: &Status) {
         }
         names => names.join(", "),
     };
-    println!("UEIDs: {ueids}");
+    writeln!(out, "UEIDs: {ueids}")?;
     let Statistics {
         client_connections,
         server_connections,
@@ -161,28 +183,33 @@ fn print_status(status: &Status) {
         server_fallbacks,
         ..
     } = status.statistics;
-    println!(
+    writeln!(
+        out,
         "So far: {client_connections} opened and {server_connections} accepted over SMC-D; \
          {client_fallbacks} and {server_fallbacks} fell back to TCP"
-    );
-    println!("Connections:");
-    println!(
-        "  {:<6} {:<8} {:<24} {:<24} detail",
-        "mode", "state", "local", "peer"
-    );
+    )?;
+    writeln!(out, "Connections:")?;
+    writeln!(
+        out,
+        "  {:<6} {:<8} {:<24} {:<24} {:<20} detail",
+        "mode", "state", "local", "peer", "process"
+    )?;
     for connection in &status.connections {
         let detail = match &connection.dmb {
             Some(dmb) => format!("token {:016x}, peer's {:016x}", dmb.token, dmb.peer_token),
             None => connection.reason.clone(),
         };
-        println!(
-            "  {:<6} {:<8} {:<24} {:<24} {detail}",
+        writeln!(
+            out,
+            "  {:<6} {:<8} {:<24} {:<24} {:<20} {detail}",
             connection.mode,
             connection.state,
             endpoint(connection.local_address, connection.local_port),
             endpoint(connection.peer_address, connection.peer_port),
-        );
+            owners(&connection.owners),
+        )?;
     }
+    Ok(())
 }
 
 fn endpoint(address: Option<IpAddr>, port: u16) -> String {
@@ -191,6 +218,15 @@ fn endpoint(address: Option<IpAddr>, port: u16) -> String {
         Some(IpAddr::V6(address)) => format!("[{address}]:{port}"),
         Some(address) => format!("{address}:{port}"),
         None => format!("*:{port}"),
+    }
+}
+
+/// The first of them, and how many more there are.
+fn owners(owners: &[Owner]) -> String {
+    match owners {
+        [] => "-".into(),
+        [only] => format!("{}/{}", only.pid, only.comm),
+        [first, more @ ..] => format!("{}/{} +{}", first.pid, first.comm, more.len()),
     }
 }
 
@@ -209,7 +245,7 @@ mod tests {
             "--help",
         ];
         let Ok(Options {
-            command: Command::Run { command },
+            command: Command::Run { command, .. },
         }) = Options::try_parse_from(line)
         else {
             panic!("not a run");

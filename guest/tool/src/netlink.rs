@@ -5,7 +5,7 @@
 //! error where a length does not fit, whatever the bytes are.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Why a conversation with the kernel came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -185,16 +185,8 @@ pub struct Socket {
 /// Opens a netlink socket of this protocol, with these flags beside `SOCK_CLOEXEC`.
 pub(crate) fn open(protocol: i32, flags: i32) -> Result<OwnedFd, Error> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | flags;
-    // SAFETY: takes no pointers.
-    let fd = unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) };
-    if fd < 0 {
-        return Err(Error::Open {
-            protocol,
-            source: io::Error::last_os_error(),
-        });
-    }
-    // SAFETY: `fd` was just opened and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    crate::socket::open_kind(libc::AF_NETLINK, kind, protocol)
+        .map_err(|source| Error::Open { protocol, source })
 }
 
 impl Socket {

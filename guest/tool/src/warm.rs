@@ -7,7 +7,7 @@ use crate::netlink;
 use crate::socket::{self, Transport};
 use crate::uevent::Links;
 use std::io::{self, Read};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 /// The port that guests keep for it: the number of ivshmem's PCI vendor.
@@ -38,40 +38,72 @@ pub enum Error {
 /// Of two guests the one with the lower address connects: two that meet half-way would make two link groups. So all
 /// guests of a fabric can have the same list, with themselves in it.
 pub fn keep(
-    peers: &[Ipv4Addr],
+    peers: &[IpAddr],
     port: u16,
     tell: impl Fn(&str) + Sync,
 ) -> Result<std::convert::Infallible, Error> {
-    let listener = socket::listen(
-        SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port),
-        Transport::Smc,
-    )
-    .map_err(|source| Error::Listen { port, source })?;
-    let links: Vec<Links> = peers
-        .iter()
-        .map(|_| Links::open().map_err(Error::Uevents))
-        .collect::<Result<_, _>>()?;
+    let families: [(bool, IpAddr); 2] = [
+        (false, Ipv4Addr::UNSPECIFIED.into()),
+        (true, Ipv6Addr::UNSPECIFIED.into()),
+    ];
+    let listeners = families.into_iter().filter_map(|(v6, any)| {
+        let wanted = peers.iter().any(|peer| peer.is_ipv6() == v6);
+        wanted.then(|| socket::listen(SocketAddr::new(any, port), Transport::Smc))
+    });
+    let listeners: Vec<TcpListener> = listeners
+        .collect::<Result<_, _>>()
+        .map_err(|source| Error::Listen { port, source })?;
+    let own: Vec<IpAddr> = peers.iter().copied().filter(is_here).collect();
+    let peers = peers.iter().filter(|peer| !own.contains(peer));
+    let peers: Vec<(IpAddr, Links)> = peers
+        .map(|&peer| Ok((peer, Links::open()?)))
+        .collect::<Result<_, _>>()
+        .map_err(Error::Uevents)?;
     std::thread::scope(|scope| {
-        for (peer, links) in peers.iter().zip(links) {
-            let tell = &tell;
-            scope.spawn(move || keep_one(SocketAddrV4::new(*peer, port), &links, tell));
+        let (tell, own) = (&tell, &own);
+        for (peer, links) in peers {
+            let peer = SocketAddr::new(peer, port);
+            scope.spawn(move || keep_one(peer, own, &links, tell));
+        }
+        for listener in listeners {
+            scope.spawn(move || {
+                loop {
+                    match listener.accept() {
+                        Ok((stream, _)) => {
+                            scope.spawn(move || until_it_ends(stream));
+                        }
+                        // Whoever wanted to connect has gone, or there is too little of something: not for ever.
+                        Err(_) => std::thread::sleep(Duration::from_secs(1)),
+                    }
+                }
+            });
         }
         loop {
-            match listener.accept() {
-                Ok((stream, _)) => {
-                    scope.spawn(move || until_it_ends(stream));
-                }
-                // Whoever wanted to connect has gone, or there is too little of something: not for ever.
-                Err(_) => std::thread::sleep(Duration::from_secs(1)),
-            }
+            std::thread::park();
         }
     })
 }
 
-fn keep_one(peer: SocketAddrV4, links: &Links, tell: &impl Fn(&str)) {
+/// Whether this is an address of this guest's: the way to it begins at itself.
+fn is_here(address: &IpAddr) -> bool {
+    route(SocketAddr::new(*address, PORT)).is_ok_and(|from| from == *address)
+}
+
+/// The address from which a peer is reached.
+fn route(peer: SocketAddr) -> io::Result<IpAddr> {
+    let any: IpAddr = match peer {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
+    socket.connect(peer)?;
+    Ok(socket.local_addr()?.ip())
+}
+
+fn keep_one(peer: SocketAddr, own: &[IpAddr], links: &Links, tell: &impl Fn(&str)) {
     let mut last = String::new();
     loop {
-        if is_ours_to_connect(peer) {
+        if is_ours_to_connect(peer, own) {
             let state = match connect(peer) {
                 Ok(stream) => {
                     tell(&format!("{peer}: SMC-D"));
@@ -90,21 +122,20 @@ fn keep_one(peer: SocketAddrV4, links: &Links, tell: &impl Fn(&str)) {
     }
 }
 
-/// Whether we have the lower address. Without a route to the peer nobody can say.
-fn is_ours_to_connect(peer: SocketAddrV4) -> bool {
-    let route = || {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect(peer)?;
-        socket.local_addr()
-    };
-    match route() {
-        Ok(SocketAddr::V4(own)) => own.ip() < peer.ip(),
-        _ => false,
-    }
+/// Whether we have the lower address. It is the one that is in the list, as the peers see it there. Is there none, it is the
+/// one from which the peer is reached: with IPv6 that can be a temporary one, of which peers know nothing. Without a route
+/// to the peer nobody can say.
+fn is_ours_to_connect(peer: SocketAddr, own: &[IpAddr]) -> bool {
+    let listed = own
+        .iter()
+        .copied()
+        .find(|own| own.is_ipv6() == peer.is_ipv6());
+    let ours = listed.map_or_else(|| route(peer), Ok);
+    ours.is_ok_and(|ours| ours < peer.ip())
 }
 
 /// Connects over SMC-D, or says why that cannot be.
-fn connect(peer: SocketAddrV4) -> Result<TcpStream, String> {
+fn connect(peer: SocketAddr) -> Result<TcpStream, String> {
     let stream =
         socket::connect_once(peer, Transport::Smc).map_err(|error| format!("connect: {error}"))?;
     match socket::diagnosis(&stream) {
@@ -126,9 +157,18 @@ mod tests {
 
     #[test]
     fn the_lower_address_connects() {
-        let peer = |d| SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, d), PORT);
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        let ours = |peer: &str, own: &[IpAddr]| {
+            is_ours_to_connect(SocketAddr::new(address(peer), PORT), own)
+        };
         // Linux takes 127.0.0.1 for the way to any address of the loopback device.
-        assert!(is_ours_to_connect(peer(2)));
-        assert!(!is_ours_to_connect(peer(1)));
+        assert!(ours("127.0.0.2", &[]));
+        assert!(!ours("127.0.0.1", &[]));
+        let own = [address("127.0.0.3"), address("::1")];
+        assert!(!ours("127.0.0.2", &own));
+        assert!(ours("127.0.0.4", &own));
+        assert!(ours("::2", &own));
+        assert!(!ours("::2", &[address("::3")]));
+        assert!(is_here(&address("::1")) && !is_here(&address("192.0.2.1")));
     }
 }

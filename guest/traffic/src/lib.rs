@@ -5,6 +5,7 @@
 //! - [`pattern`]: data that a receiver can check without having seen it sent.
 //! - [`service`] and [`traffic`]: the two ends of connections that check every byte, and that they
 //!   are SMC-D as SMC's own diagnosis says on both sides.
+//! - [`sockets`]: what `socket()` gives, once and under load.
 //! - [`hold`]: a process that lets go of nothing.
 //! - [`kexec`]: another kernel.
 //! - [`splice`]: what goes through pipes, and a proxy that has all go through one.
@@ -22,6 +23,7 @@ pub mod limits;
 mod mapping;
 pub mod pattern;
 pub mod service;
+pub mod sockets;
 pub mod splice;
 pub mod traffic;
 pub mod windows;

@@ -7,7 +7,7 @@ use ivsmc_traffic::hold::What;
 use ivsmc_traffic::limits::End;
 use ivsmc_traffic::service::{self, Failure};
 use ivsmc_traffic::traffic::{self, Expect, Target};
-use ivsmc_traffic::{agent, cursors, ivshmem, kexec, limits, splice, windows};
+use ivsmc_traffic::{agent, cursors, ivshmem, kexec, limits, sockets, splice, windows};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -162,6 +162,17 @@ enum Command {
         /// The file
         #[arg(long)]
         until: PathBuf,
+    },
+    /// Open a socket of each kind, and say what they are
+    Sockets,
+    /// Open sockets in many threads, beside processes that do the same and are killed
+    Storm {
+        /// How many threads
+        #[arg(long, default_value_t = 64)]
+        threads: u32,
+        /// How many sockets in each
+        #[arg(long, default_value_t = 10_000)]
+        count: u32,
     },
     /// Execute another kernel at once
     Kexec {
@@ -442,6 +453,8 @@ fn run(command: Command) -> Result<(), Failure> {
             ready,
             until,
         } => client.run(|target, seed| target.hold(seed, what, &ready, &until)),
+        Command::Sockets => print(&sockets::kinds()),
+        Command::Storm { threads, count } => print(&sockets::storm(threads, count)?),
         Command::Kexec {
             kernel,
             initramfs,

@@ -8,6 +8,7 @@ mod guest_life;
 mod life;
 mod mesh;
 mod options;
+mod run;
 mod smc_defects;
 mod splice;
 mod traffic;
@@ -184,6 +185,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     guest_life::add(&mut suite);
     compatibility::add(&mut suite);
     options::add(&mut suite);
+    run::add(&mut suite);
     mesh::add(&mut suite);
     faults::add(&mut suite);
     smc_defects::add(&mut suite);
