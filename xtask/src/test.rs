@@ -20,7 +20,7 @@ use crate::{module, process, programs};
 const LIMITS: [Duration; 2] = [Duration::from_secs(30 * 60), Duration::from_secs(90 * 60)];
 
 /// What the names of the tests with guests have, each in a run of its own: a lab VM that crashes loses no more than one.
-const GROUPS: [&str; 9] = [
+const GROUPS: [&str; 10] = [
     "traffic::",
     "splice::",
     "life::",
@@ -28,6 +28,7 @@ const GROUPS: [&str; 9] = [
     "options::",
     "mesh::",
     "faults::",
+    "hostile_vmm::",
     "defects::",
     "cloud_hypervisor::",
 ];
