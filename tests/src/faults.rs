@@ -11,7 +11,6 @@
 //! - no kernel has reported anything.
 
 use crate::guest::{Mode, Running};
-use crate::intruder::Intruder;
 use crate::lab::Lab;
 use crate::mesh::{self, Ends, Holdings, Mesh, Pace};
 use anyhow::{Context, Result, ensure};
@@ -21,6 +20,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use vmm_device_ivsmc::peer::Client;
 
 /// Guests in the mesh.
 const GUESTS: usize = 4;
@@ -298,7 +298,7 @@ fn unload(guest: &mut Running) -> Result<()> {
 fn wait_for_socket(path: &Path) -> Result<()> {
     let start = Instant::now();
     loop {
-        match Intruder::connect(path) {
+        match Client::connect(path, Duration::ZERO) {
             Ok(_) => return Ok(()),
             Err(error) => ensure!(
                 start.elapsed() < SOCKET_TIME,

@@ -8,7 +8,10 @@
 //! | [`vmm`] | a VMM: its start, its end |
 //! | [`api`] | Cloud Hypervisor's REST API |
 //! | [`process`] | what a process has and does |
-//! | [`intruder`] | a client of a device's socket that does not behave |
+//! | [`intruder`] | what a client of a device's socket sends that does not behave |
+//! | [`attack`] | a hostile peer VMM: a process of its own |
+//! | [`attacker`] | such a process, as the runner sees it |
+//! | [`hostile_vmm`] | a mesh, one of whose devices it attacks |
 //! | [`guest`] | a guest: its making, what it is asked to do, its state of health |
 //! | [`reports`] | what counts as a report of a kernel's checks |
 //! | [`hostile`] | a guest that attacks the other through their window |
@@ -24,11 +27,14 @@
 //! | [`qemu`] | ivpci on QEMU's ivshmem-doorbell, with a server for it |
 
 pub mod api;
+pub mod attack;
+pub mod attacker;
 pub mod demo;
 pub mod distance;
 pub mod faults;
 pub mod guest;
 pub mod hostile;
+pub mod hostile_vmm;
 pub mod intruder;
 pub mod lab;
 pub mod measure;

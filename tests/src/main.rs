@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use ivsmc_lab::lab::{Lab, Platform, VmmKind};
 use ivsmc_lab::pair::Pair;
-use ivsmc_lab::{demo, faults, hostile, qemu, soak, suite};
+use ivsmc_lab::{attack, demo, faults, hostile, hostile_vmm, qemu, soak, suite};
 use ivsmc_traffic::agent::Command as AgentCommand;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -36,6 +36,29 @@ enum Command {
         /// Seed of what is written
         #[arg(long, default_value_t = 1)]
         seed: u64,
+    },
+    /// Have a hostile peer VMM attack the device of a guest that has links to others
+    HostileVmm {
+        /// How often it wants links that come and go
+        #[arg(long, default_value_t = hostile_vmm::Settings::QUICK.links)]
+        links: u64,
+        /// How often in a second
+        #[arg(long, default_value_t = hostile_vmm::Settings::QUICK.per_second)]
+        per_second: u64,
+        /// How often to measure what the other links carry meanwhile
+        #[arg(long, default_value_t = hostile_vmm::Settings::QUICK.samples)]
+        samples: usize,
+        /// Only the parts whose name contains this, or one of these
+        #[arg(long)]
+        part: Vec<String>,
+    },
+    /// Be that hostile peer VMM
+    #[command(hide = true)]
+    Attack {
+        #[command(flatten)]
+        target: attack::Target,
+        #[command(subcommand)]
+        attack: attack::Attack,
     },
     /// Let guests, drivers and VMMs of a mesh come and go at random
     Faults {
@@ -91,6 +114,20 @@ fn run(command: Command) -> Result<ExitCode> {
                 hostile::cursors(&Lab::from_environment()?, mutations, seed)?
             );
         }
+        Command::HostileVmm {
+            links,
+            per_second,
+            samples,
+            part,
+        } => {
+            let settings = hostile_vmm::Settings {
+                links,
+                per_second,
+                samples,
+            };
+            hostile_vmm::run(&Lab::from_environment()?, settings, &part)?;
+        }
+        Command::Attack { target, attack } => attack::run(&target, &attack)?,
         Command::Faults { count, seed, first } => {
             println!(
                 "{}",

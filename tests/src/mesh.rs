@@ -111,10 +111,15 @@ impl<'a> Mesh<'a> {
             .zip("abcdefgh".chars())
             .take(count)
             .map(|(number, name)| {
+                let more = option(number.into());
+                let places = if more.contains("max_peers=") {
+                    ""
+                } else {
+                    ",max_peers=8"
+                };
                 let value = format!(
-                    "path={0}/{name},peer={0},max_peers=8,id={DEVICE}{1}",
-                    folder.display(),
-                    option(number.into())
+                    "path={0}/{name},peer={0},id={DEVICE}{places}{more}",
+                    folder.display()
                 );
                 Guest::new(&name.to_string(), 2 + number)
                     .memory(MEMORY)
@@ -284,13 +289,23 @@ impl<'a> Mesh<'a> {
     /// Between two guests one after the other: the first connections must not be opened at once on a kernel that has
     /// the defect of the cold start.
     pub fn start_streams(&mut self) -> Result<()> {
+        self.start_streams_between(|_| true)
+    }
+
+    /// The same between one guest and each other.
+    pub fn start_streams_of(&mut self, number: usize) -> Result<()> {
+        self.start_streams_between(|(from, to)| from == number || to == number)
+    }
+
+    fn start_streams_between(&mut self, which: impl Fn(Ends) -> bool) -> Result<()> {
         let numbers = self.numbers();
         for ascending in [true, false] {
             let mut started = BTreeSet::new();
             for &from in &numbers {
                 for &to in &numbers {
                     let ends = (from, to);
-                    if from != to && (from < to) == ascending && !self.streams.contains_key(&ends) {
+                    let is_new = from != to && !self.streams.contains_key(&ends);
+                    if is_new && (from < to) == ascending && which(ends) {
                         self.start_stream(ends)?;
                         started.insert(ends);
                     }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A VMM's process.
 
-use crate::api::Api;
+use crate::api::{Api, Error};
 use crate::guest::Guest;
 use crate::lab::{self, Lab, Platform, VmmKind};
 use crate::network;
 use crate::pair;
 use crate::process::Process;
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
@@ -22,6 +22,10 @@ const TAIL: usize = 40;
 
 /// How long a VMM may take until its API answers.
 const API_TIME: Duration = Duration::from_secs(30);
+
+/// What vmm-reference says of the state of a device, and when it has none.
+const STATE: &str = "state of an ivsmc device: ";
+const NO_STATE: &str = "no state of an ivsmc device: ";
 
 /// A running VMM; dropping it kills it.
 #[derive(Debug)]
@@ -81,6 +85,50 @@ impl Vmm {
         Ok(vmm)
     }
 
+    /// Moves its guest to another one, which has none.
+    pub fn migrate(&self, lab: &Lab, receiver: &Vmm, local: bool) -> Result<()> {
+        let (source, receiver) = (self.api()?, receiver.api()?);
+        let socket = lab.run_folder()?.join("migration");
+        let url = format!("unix:{}", socket.display());
+        // The receiver of an earlier migration has left it.
+        let _ = std::fs::remove_file(&socket);
+        std::thread::scope(|scope| {
+            let received = scope
+                .spawn(|| receiver.put_with("vm.receive-migration", &json!({"receiver_url": url})));
+            let start = Instant::now();
+            while !socket.exists() {
+                ensure!(
+                    !received.is_finished() && start.elapsed() < API_TIME,
+                    "the receiver does not listen after {:?}",
+                    start.elapsed()
+                );
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            // A guest that works may change its memory faster than it can be copied: then it is stopped.
+            let body = json!({
+                "destination_url": url,
+                "local": local,
+                "downtime_ms": 5000,
+                "timeout_s": 20,
+                "timeout_strategy": "Ignore",
+            });
+            source.put_with("vm.send-migration", &body)?;
+            // It makes its tap when it has the guest's state; or it fails before.
+            let moment = Duration::from_millis(100);
+            let mut adopted = lab.network.adopt_tap(moment);
+            while adopted.is_err() && !received.is_finished() {
+                adopted = lab.network.adopt_tap(moment);
+            }
+            match received.join() {
+                Ok(result) => {
+                    result?;
+                    Ok(adopted?)
+                }
+                Err(_) => bail!("the thread that receives has panicked"),
+            }
+        })
+    }
+
     fn successor(lab: &Lab, guest: &Guest, command: Command, other: &Vmm) -> Result<Self> {
         let folder = lab.log_folder(guest.name())?;
         // The guest's configuration, which moves with it, names the file; it is begun anew.
@@ -89,12 +137,15 @@ impl Vmm {
     }
 
     fn spawn(lab: &Lab, mut command: Command, folder: PathBuf, serial: PathBuf) -> Result<Self> {
+        if lab.vmm != VmmKind::Qemu {
+            // Links that come and go are in the log.
+            command.arg("-v");
+        }
         let api = if lab.vmm == VmmKind::CloudHypervisor {
             // Sockets need a short path, and a file system that has them.
             let name = folder.file_name().context("a folder without a name")?;
             let socket = lab.run_folder()?.join(name).with_extension("api");
             command
-                .arg("-v")
                 .arg("--api-socket")
                 .arg(prefixed("path=", &socket))
                 .arg("--event-monitor")
@@ -163,14 +214,62 @@ impl Vmm {
         counter.with_context(|| format!("there is no counter {name}: {counters:?}"))
     }
 
+    /// What it has logged.
+    pub fn log(&self) -> Result<String> {
+        let log = lab::read(&self.folder.join("vmm.log"))?;
+        Ok(String::from_utf8_lossy(&log).into_owned())
+    }
+
+    /// Takes a snapshot, of which nothing is kept; gives the reason if the VMM cannot take one. The guest goes on. What
+    /// vmm-reference has of that is the state of its ivsmc devices.
+    pub fn snapshot(&self, lab: &Lab) -> Result<Result<(), String>> {
+        let Some(api) = &self.api else {
+            return self.device_state();
+        };
+        let folder = lab.run_folder()?.join("no-snapshot");
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir(&folder)?;
+        let url = format!("file://{}", folder.display());
+        api.put("vm.pause")?;
+        let taken = api.put_with("vm.snapshot", &json!({"destination_url": url}));
+        api.put("vm.resume")?;
+        std::fs::remove_dir_all(&folder)?;
+        match taken {
+            Ok(_) => Ok(Ok(())),
+            Err(Error::Refused { text, .. }) => Ok(Err(text)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn device_state(&self) -> Result<Result<(), String>> {
+        let lines = || -> Result<Vec<String>> {
+            let log = self.log()?;
+            let ours = log.lines().filter(|line| line.contains(STATE));
+            Ok(ours.map(str::to_owned).collect())
+        };
+        let before = lines()?.len();
+        self.process().signal(libc::SIGUSR2)?;
+        let start = Instant::now();
+        loop {
+            if let Some(line) = lines()?.get(before) {
+                let failed = line.split_once(NO_STATE).map(|(_, why)| why.to_owned());
+                return Ok(failed.map_or(Ok(()), Err));
+            }
+            ensure!(
+                start.elapsed() < API_TIME,
+                "the VMM does not take its devices' state"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Says what is wrong with the VMM, if anything is.
     pub fn check(&mut self) -> Result<()> {
         if let Some(status) = self.child.try_wait()? {
             bail!("the VMM has ended: {status}");
         }
-        let log = lab::read(&self.folder.join("vmm.log"))?;
         // Cloud Hypervisor resets a guest that did this, and goes on as if nothing had been.
-        if String::from_utf8_lossy(&log).contains("triple-faulted") {
+        if self.log()?.contains("triple-faulted") {
             bail!("the guest has triple-faulted");
         }
         Ok(())

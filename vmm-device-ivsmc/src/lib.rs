@@ -16,6 +16,7 @@
 //! | `fabric` | the thread that makes links, and what it says: `handshake`, `wire`, `socket`; whom it joins and when: `connectors`, `folder` |
 //! | `config`, `gid` | the options, their text and their rules; a device's name |
 //! | `fuzzing` | what fuzz targets run, in builds for these and for tests |
+//! | `peer` | with the feature of that name: the other end, for tests of what it can do |
 //! | `limits`, `syscalls`, `sys` | limits of the process, as errors; what threads ask the system for; the result of a system call |
 //! | `counters`, `event` | what is counted, and what is told |
 //!
@@ -48,6 +49,8 @@ mod guest;
 mod host;
 mod limits;
 mod memory;
+#[cfg(any(test, feature = "peer"))]
+pub mod peer;
 mod sys;
 mod syscalls;
 #[cfg(any(test, fuzzing))]

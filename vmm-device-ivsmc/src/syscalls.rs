@@ -149,6 +149,7 @@ impl Fabric {
         any(libc::SYS_ftruncate),
         any(libc::SYS_fcntl).with(1, libc::F_ADD_SEALS as u32),
         any(libc::SYS_fcntl).with(1, libc::F_GET_SEALS as u32),
+        any(libc::SYS_fcntl).with(1, libc::F_GETFL as u32),
         any(libc::SYS_fcntl).with(1, libc::F_DUPFD_CLOEXEC as u32),
         any(libc::SYS_fstat),
         any(libc::SYS_newfstatat),

@@ -89,6 +89,8 @@ pub struct Signals {
     pub stop: EventFd,
     /// SIGUSR1: the guest is to get a non-maskable interrupt.
     pub nmi: EventFd,
+    /// SIGUSR2: what a snapshot has of ivsmc devices is to be taken.
+    pub state: EventFd,
 }
 
 static SIGNALS: OnceLock<Signals> = OnceLock::new();
@@ -100,6 +102,7 @@ impl Signals {
             if let Some(signals) = SIGNALS.get() {
                 let event = match signal {
                     libc::SIGUSR1 => &signals.nmi,
+                    libc::SIGUSR2 => &signals.state,
                     _ => &signals.stop,
                 };
                 let _ = event.write(1);
@@ -112,9 +115,10 @@ impl Signals {
         let signals = Signals {
             stop: event()?,
             nmi: event()?,
+            state: event()?,
         };
         let signals = SIGNALS.get_or_init(|| signals);
-        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGUSR1] {
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGUSR2] {
             register_signal_handler(signal, handle).context("a signal's handler")?;
         }
         register_signal_handler(SIGRTMIN(), interrupt).context("a signal's handler")?;

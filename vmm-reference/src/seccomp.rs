@@ -120,6 +120,7 @@ impl Thread {
         let lists: &[&[Syscall]] = match self {
             Thread::Main => &[
                 Device::NEW_SYSCALLS,
+                Device::STATE_SYSCALLS,
                 Device::SYSCALLS,
                 Fabric::SYSCALLS,
                 Reaper::SYSCALLS,

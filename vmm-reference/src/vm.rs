@@ -123,7 +123,8 @@ pub fn run(parts: &Parts, signals: &Signals) -> Result<Exit> {
         processors.tell_where_they_are();
         send_nmi(&vm);
     };
-    wait(&bus, console.as_ref(), &processors.end, signals, nmi)
+    let state = || fabrics.iter().for_each(FabricThread::take_state);
+    wait(&bus, console.as_ref(), &processors.end, signals, nmi, state)
 }
 
 /// Allocates memory and gives it to the guest.
@@ -205,22 +206,25 @@ fn send_nmi(vm: &VmFd) {
     }
 }
 
-/// Waits until the VM ends or is stopped; passes on what is typed meanwhile, and NMIs.
+/// Waits until the VM ends or is stopped; passes on what is typed meanwhile, and does what signals ask for.
 fn wait(
     bus: &Bus,
     console: Option<&Console>,
     end: &End,
     signals: &Signals,
     nmi: impl Fn(),
+    state: impl Fn(),
 ) -> Result<Exit> {
     const END: u32 = 0;
     const STOP: u32 = 1;
     const NMI: u32 = 2;
-    const INPUT: u32 = 3;
+    const STATE: u32 = 3;
+    const INPUT: u32 = 4;
     let poll = PollContext::<u32>::new()?;
     poll.add(&end.event, END)?;
     poll.add(&signals.stop, STOP)?;
     poll.add(&signals.nmi, NMI)?;
+    poll.add(&signals.state, STATE)?;
     let serial = bus
         .serial
         .as_ref()
@@ -236,6 +240,10 @@ fn wait(
                 (NMI, _) => {
                     signals.nmi.read()?;
                     nmi();
+                }
+                (STATE, _) => {
+                    signals.state.read()?;
+                    state();
                 }
                 (_, Some(serial)) => {
                     let mut input = [0; 64];

@@ -30,6 +30,7 @@ const GROUPS: [&str; 10] = [
     "run::",
     "mesh::",
     "faults::",
+    "hostile_vmm::",
     "defects::",
     "cloud_hypervisor::",
 ];

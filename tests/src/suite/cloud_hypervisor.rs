@@ -7,7 +7,7 @@ use super::life::{ends_soon, start_endless, works};
 use super::options;
 use crate::api::{Api, Error};
 use crate::guest::{Guest, Mode, Running, SMC_PORT};
-use crate::intruder::{self, Intruder};
+use crate::intruder;
 use crate::lab::Lab;
 use crate::pair::{BOTH, DEVICE as ID, From, LINK_TIME, Pair, traffic_command};
 use crate::process::{Footprint, Thread};
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use vmm_device_ivsmc::peer::Client;
 
 pub(super) fn add(suite: &mut Suite) {
     suite.add_for_cloud_hypervisor("cloud_hypervisor::hotplug", |fixture| {
@@ -369,7 +370,7 @@ fn migration(lab: &Lab, local: bool) -> Result<()> {
         let resets = count_events(pair.b.vmm(), "link-reset")?;
         let receiver = Vmm::receiver(lab, &a, pair.a.vmm())?;
         let started = Instant::now();
-        migrate(lab, pair.a.vmm().api()?, receiver.api()?, local)?;
+        pair.a.vmm().migrate(lab, &receiver, local)?;
         let event = wait_for_event(pair.b.vmm(), "link-reset", resets)?;
         println!(
             "the peer told of the reset {:?} after the migration had begun: {}",
@@ -384,47 +385,6 @@ fn migration(lab: &Lab, local: bool) -> Result<()> {
         pair.check_health()
     })();
     result.map_err(|error| pair.explain(error))
-}
-
-/// Moves a guest from one VMM to another.
-fn migrate(lab: &Lab, source: &Api, receiver: &Api, local: bool) -> Result<()> {
-    let socket = lab.run_folder()?.join("migration");
-    let url = format!("unix:{}", socket.display());
-    // The receiver of an earlier migration has left it.
-    let _ = std::fs::remove_file(&socket);
-    std::thread::scope(|scope| {
-        let received = scope
-            .spawn(|| receiver.put_with("vm.receive-migration", &json!({"receiver_url": url})));
-        wait_until("the receiver listens", NOTICE, || {
-            ensure!(
-                !received.is_finished(),
-                "vm.receive-migration has ended already"
-            );
-            Ok(socket.exists())
-        })?;
-        // A guest that works may change its memory faster than it can be copied: then it is stopped.
-        let body = json!({
-            "destination_url": url,
-            "local": local,
-            "downtime_ms": 5000,
-            "timeout_s": 20,
-            "timeout_strategy": "Ignore",
-        });
-        source.put_with("vm.send-migration", &body)?;
-        // It makes its tap when it has the guest's state; or it fails before.
-        let moment = Duration::from_millis(100);
-        let mut adopted = lab.network.adopt_tap(moment);
-        while adopted.is_err() && !received.is_finished() {
-            adopted = lab.network.adopt_tap(moment);
-        }
-        match received.join() {
-            Ok(result) => {
-                result?;
-                Ok(adopted?)
-            }
-            Err(_) => bail!("the thread that receives has panicked"),
-        }
-    })
 }
 
 // --- threads
@@ -600,13 +560,14 @@ fn hostile_peers(pair: &mut Pair, path: &Path) -> Result<()> {
     works(pair)?;
     let flowing = start_endless(pair, From::B)?;
     let wanted = footprints(pair)?;
-    let connect = || Intruder::connect(path).context("cannot connect to the device");
+    let connect = || Client::connect(path, NOTICE).context("cannot connect to the device");
 
     let say = |packet: &[u8]| -> Result<()> {
-        let intruder = connect()?;
-        intruder.send(packet);
-        intruder
-            .wait_for_end(NOTICE)
+        let client = connect()?;
+        // The device may have closed the connection; that is its right.
+        let _ = client.send(packet, &[]);
+        let end = client.end(NOTICE);
+        end.map(drop)
             .with_context(|| format!("the device hears {} bytes that are no good", packet.len()))
     };
 
@@ -640,7 +601,7 @@ fn hostile_peers(pair: &mut Pair, path: &Path) -> Result<()> {
     // These stay: one that says nothing, one that says half of it, and more than may wait at a time.
     let silent = connect()?;
     let half = connect()?;
-    half.send(&hello);
+    half.send(&hello, &[])?;
     let crowd: Vec<_> = (0..100).map(|_| connect()).collect::<Result<_>>()?;
     std::thread::sleep(Duration::from_secs(3));
     // The VMM has given up on all of them by itself.

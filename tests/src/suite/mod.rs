@@ -5,6 +5,7 @@ mod cloud_hypervisor;
 mod compatibility;
 mod faults;
 mod guest_life;
+mod hostile_vmm;
 mod life;
 mod mesh;
 mod options;
@@ -188,6 +189,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     run::add(&mut suite);
     mesh::add(&mut suite);
     faults::add(&mut suite);
+    hostile_vmm::add(&mut suite);
     smc_defects::add(&mut suite);
     cloud_hypervisor::add(&mut suite);
     let arguments = Arguments {

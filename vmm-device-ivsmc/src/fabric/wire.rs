@@ -23,31 +23,55 @@ pub const MAX_DESCRIPTORS: usize = 17;
 /// How a device introduces itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
+    /// Its GID.
     pub gid: Gid,
+    /// Its IVPosition.
     pub position: u32,
+    /// How many vectors it has.
     pub vectors: u32,
+    /// Its fabric.
     pub fabric_id: u32,
+    /// log2 of the size of its windows.
     pub window_shift: u32,
 }
 
 /// One message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
+    /// Who this is.
     Hello(Hello),
-    Offer { window_shift: u32, vectors: u32 },
-    Accept { vectors: u32 },
+    /// Side 0's window and doorbells.
+    Offer {
+        /// log2 of the window's size.
+        window_shift: u32,
+        /// How many doorbells.
+        vectors: u32,
+    },
+    /// Side 1's doorbells.
+    Accept {
+        /// How many.
+        vectors: u32,
+    },
+    /// The end.
     Bye(Bye),
 }
 
 /// Why an end gives up a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bye {
+    /// It goes away, or is reset.
     Closing,
+    /// There is a link between these two already.
     Duplicate,
+    /// There is no free link, or there are too many connections.
     Full,
+    /// Not now.
     Busy,
+    /// The other end broke the protocol.
     Protocol,
+    /// It does not want the other end.
     Refused,
+    /// It failed by itself.
     Internal,
     /// A reason that this version does not know.
     Other(u32),
@@ -56,14 +80,19 @@ pub enum Bye {
 /// Why bytes are not a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum WireError {
+    /// Too short for a header: its length.
     #[error("a message of {0} bytes that has no header")]
     Short(usize),
+    /// Not the magic.
     #[error("the magic is {0:#x}")]
     Magic(u32),
+    /// Another version.
     #[error("the protocol's version is {0}, and only {VERSION} is known")]
     Version(u16),
+    /// An unknown type.
     #[error("a message of unknown type {0}")]
     Type(u16),
+    /// Its type, its length, and the length that it gives.
     #[error("a message of type {0} with {1} bytes that says it has {2}")]
     Length(u16, usize, u32),
 }

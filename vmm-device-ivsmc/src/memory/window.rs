@@ -61,6 +61,12 @@ impl Window {
         if seals < 0 || seals & SEALS != SEALS || seals & NO_SEALS != 0 {
             return Err(invalid("the window is not a memfd sealed as it must be"));
         }
+        // It could not be mapped, and that would look as if something had failed here.
+        // SAFETY: as above.
+        let flags = check(unsafe { libc::fcntl(fd, libc::F_GETFL) })?;
+        if flags & libc::O_ACCMODE != libc::O_RDWR {
+            return Err(invalid("the window is not open to be read and written"));
+        }
         // SAFETY: a stat of zeros is a valid one, which fstat fills.
         let mut stat: libc::stat = unsafe { mem::zeroed() };
         // SAFETY: `stat` outlives the call.

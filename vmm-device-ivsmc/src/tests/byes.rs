@@ -34,6 +34,11 @@ fn each_fault_has_the_reason_of_the_table() {
     let unsealed = memory(WINDOW, libc::F_SEAL_SHRINK | libc::F_SEAL_GROW);
     let read_only = memory(WINDOW, NEEDED | libc::F_SEAL_FUTURE_WRITE);
     let small = memory(WINDOW / 2, NEEDED);
+    let name = format!("/proc/self/fd/{}", window.file().as_raw_fd());
+    let half_open = [
+        File::open(&name).unwrap(),
+        File::options().write(true).open(&name).unwrap(),
+    ];
     let (bell, null) = (doorbell.as_raw_fd(), null.as_raw_fd());
     let good = window.file().as_raw_fd();
     let Message::Hello(low) = hello(LOW) else {
@@ -142,6 +147,11 @@ fn each_fault_has_the_reason_of_the_table() {
             protocol,
         ),
         (
+            "OFFER of a memfd that is not open to be read and written",
+            offer(OFFER, &[half_open[0].as_raw_fd(), bell]),
+            protocol,
+        ),
+        (
             "OFFER of a memfd of another size",
             offer(OFFER, &[small.as_raw_fd(), bell]),
             protocol,
@@ -176,6 +186,11 @@ fn each_fault_has_the_reason_of_the_table() {
         assert_eq!(client.end(), Some(reason), "{fault}");
         rows.push(format!("| {fault} | {name} |"));
     }
+    let client = scene.connect();
+    client.send(hello(LOW), &[]);
+    client.send(OFFER, &[half_open[1].as_raw_fd(), bell]);
+    assert_eq!(client.end(), Some(Bye::Protocol), "it can only be written");
+    assert_eq!(scene.vm.device.counters().host_errors, 0);
     // Silence, and a GID that has a link.
     let strict = Scene::strict();
     let silent = strict.connect();

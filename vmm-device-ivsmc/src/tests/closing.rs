@@ -3,8 +3,7 @@
 //! Descriptors whose close() takes long: whoever hands one over holds up nobody but itself.
 
 use std::fs::{self, Permissions};
-use std::io::{self, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
@@ -14,64 +13,13 @@ use super::*;
 use crate::fabric::reaper::{Account, Reaping};
 use crate::fabric::socket::{Socket, own_user};
 use crate::fabric::wire::{Bye, Message};
+use crate::peer::Lingering;
 use crate::{EventKind, Window};
 
 /// For how long the close() of a lingering socket blocks.
 const LINGER: u16 = 60;
 /// What is done within this time did not wait for one.
 pub const PROMPT: Duration = Duration::from_secs(25);
-
-/// A TCP socket with data that its receiver does not take: its last close() blocks for [`LINGER`] seconds.
-struct Lingering {
-    socket: Option<TcpStream>,
-    _receiver: TcpStream,
-}
-
-impl Lingering {
-    fn new() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (receiver, _) = listener.accept().unwrap();
-        socket.set_nonblocking(true).unwrap();
-        while socket.write(&[0; 1 << 16]).is_ok() {}
-        socket.set_nonblocking(false).unwrap();
-        let linger = libc::linger {
-            l_onoff: 1,
-            l_linger: LINGER.into(),
-        };
-        // SAFETY: the option's value outlives the call and is as long as it says.
-        let set = unsafe {
-            libc::setsockopt(
-                socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_LINGER,
-                (&raw const linger).cast(),
-                size_of::<libc::linger>() as u32,
-            )
-        };
-        assert_eq!(set, 0);
-        Lingering {
-            socket: Some(socket),
-            _receiver: receiver,
-        }
-    }
-
-    fn fd(&self) -> RawFd {
-        self.socket.as_ref().unwrap().as_raw_fd()
-    }
-
-    /// The test has it no longer: who has the last copy waits. (If that is the test, a thread does.)
-    fn let_go(&mut self) {
-        let socket = self.socket.take();
-        thread::spawn(move || drop(socket));
-    }
-}
-
-impl Drop for Lingering {
-    fn drop(&mut self) {
-        self.let_go();
-    }
-}
 
 /// Does something while the fabric's thread does nothing: it finds all of it afterwards.
 fn while_it_stands(scene: &Scene, act: impl FnOnce()) {
@@ -169,9 +117,9 @@ fn lingering_descriptors_in_every_place() {
         }),
     ];
     for (name, packets) in places {
-        let mut lingering = Lingering::new();
+        let mut lingering = Lingering::new(LINGER).unwrap();
         let client = scene.connect();
-        let packets = packets(lingering.fd());
+        let packets = packets(lingering.as_raw_fd());
         while_it_stands(&scene, || {
             for (bytes, descriptors) in &packets {
                 client.0.send(bytes, descriptors).unwrap();
@@ -183,11 +131,11 @@ fn lingering_descriptors_in_every_place() {
         drop(client);
     }
     // Several at once, and the device ends.
-    let lingering: Vec<Lingering> = (0..3).map(|_| Lingering::new()).collect();
+    let lingering: Vec<Lingering> = (0..3).map(|_| Lingering::new(LINGER).unwrap()).collect();
     let clients = [scene.connect(), scene.connect(), scene.connect()];
     while_it_stands(&scene, || {
         for (client, mut each) in clients.iter().zip(lingering) {
-            client.send(hello(LOW), &[each.fd()]);
+            client.send(hello(LOW), &[each.as_raw_fd()]);
             each.let_go();
         }
     });
@@ -222,12 +170,12 @@ fn lingering_descriptors_of_a_stranger() {
         return;
     }
     let scene = Scene::new();
-    let mut lingering: Vec<Lingering> = (0..3).map(|_| Lingering::new()).collect();
+    let mut lingering: Vec<Lingering> = (0..3).map(|_| Lingering::new(LINGER).unwrap()).collect();
     let mut clients = Vec::new();
     while_it_stands(&scene, || {
         for each in &mut lingering {
             let client = connect_as_nobody(&scene);
-            client.0.send(b"anything", &[each.fd()]).unwrap();
+            client.0.send(b"anything", &[each.as_raw_fd()]).unwrap();
             each.let_go();
             clients.push(client);
         }

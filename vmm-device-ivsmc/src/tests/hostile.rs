@@ -15,8 +15,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::Window;
-use crate::fabric::socket::{Packet, Socket, own_user};
-use crate::fabric::wire::{Bye, Hello, MAX_DESCRIPTORS, Message};
+use crate::fabric::socket::own_user;
+use crate::peer::{self, Bye, Hello, Message, Packet};
 
 /// Our GIDs: a hostile client is side 0 or side 1 to the device, whose GID is in between.
 pub const LOW: u8 = 1;
@@ -99,22 +99,13 @@ impl Scene {
     }
 }
 
-pub struct Client(pub Socket);
+/// A client whose every failure is one of the test's.
+pub struct Client(pub peer::Client);
 
 impl Client {
     /// Connects as soon as there is room in the device's queue.
     pub fn connect(path: &Path) -> Self {
-        let mut connected = None;
-        eventually("there is room", || match Socket::connect(path) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
-            other => {
-                connected = Some(other.unwrap());
-                true
-            }
-        });
-        let mut socket = connected.unwrap();
-        socket.allow_rights().unwrap();
-        Client(socket)
+        Client(peer::Client::connect(path, PATIENCE).unwrap())
     }
 
     pub fn send(&self, message: Message, descriptors: &[RawFd]) {
@@ -123,17 +114,7 @@ impl Client {
 
     /// Sends as soon as the device takes descriptors, if it does at all.
     pub fn try_send(&self, bytes: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            match self.0.send(bytes, descriptors) {
-                Err(error)
-                    if error.kind() == io::ErrorKind::PermissionDenied && Instant::now() < end =>
-                {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                other => return other,
-            }
-        }
+        self.0.send_soon(bytes, descriptors, PATIENCE)
     }
 
     pub fn hello(&self, first: u8) {
@@ -142,30 +123,12 @@ impl Client {
 
     /// The next message; `None` if the device has closed the connection.
     pub fn next(&self) -> Option<(Message, Packet)> {
-        let mut packet = None;
-        eventually("a message", || {
-            match self.0.receive(MAX_DESCRIPTORS, |fd| fd) {
-                Ok(None) => false,
-                Ok(Some(received)) => {
-                    packet = Some(received);
-                    true
-                }
-                Err(_) => true,
-            }
-        });
-        let packet = packet.filter(|packet| !packet.bytes().is_empty())?;
-        Some((Message::decode(packet.bytes()).unwrap(), packet))
+        self.0.next(PATIENCE).unwrap()
     }
 
     /// The reason with which the device ends the connection.
     pub fn end(&self) -> Option<Bye> {
-        let mut reason = None;
-        while let Some((message, _)) = self.next() {
-            if let Message::Bye(bye) = message {
-                reason = Some(bye);
-            }
-        }
-        reason
+        self.0.end(PATIENCE).unwrap()
     }
 }
 
@@ -196,13 +159,13 @@ fn null() -> File {
 }
 
 /// Sends more descriptors than a good client could, as soon as the device takes any.
-fn send_many(socket: &Socket, bytes: &[u8], descriptors: &[RawFd]) {
+fn send_many(socket: &impl AsRawFd, bytes: &[u8], descriptors: &[RawFd]) {
     eventually("the device takes descriptors", || {
         try_send_many(socket, bytes, descriptors)
     });
 }
 
-fn try_send_many(socket: &Socket, bytes: &[u8], descriptors: &[RawFd]) -> bool {
+fn try_send_many(socket: &impl AsRawFd, bytes: &[u8], descriptors: &[RawFd]) -> bool {
     let size = size_of_val(descriptors);
     let mut control = vec![0u64; 8 + size];
     let mut buffer = libc::iovec {
@@ -578,7 +541,7 @@ fn any_sequence_of_anything() {
                     client.0.send(&message.encode(), &descriptors)
                 }
                 Act::Bytes(bytes) => client.0.send(bytes, &[]),
-                Act::Read => client.0.receive(MAX_DESCRIPTORS, |fd| fd).map(drop),
+                Act::Read => client.0.receive().map(drop),
             };
         }
     };

@@ -2,19 +2,15 @@
 
 //! Neither the guest nor a snapshot waits for what a peer holds, nor the guest for what the VMM does.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::mem::{ManuallyDrop, size_of};
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::ptr;
 use std::sync::mpsc;
 
 use super::hostile::{ACCEPT, Client, HIGH, LOW, OFFER, Scene, eventfd, hello};
 use super::*;
 use crate::Window;
 use crate::fabric::wire::Message;
+use crate::peer::{Fault, Lingering};
 
 /// How long what is held is held at most: long enough to notice who waits for it.
 const HOLD: Duration = Duration::from_secs(6);
@@ -65,35 +61,11 @@ fn a_guest_does_not_wait_for_calls_of_the_vmm() {
     scene.is_as_before();
 }
 
-/// A TCP socket whose close takes HOLD, because nobody reads what was sent through it.
-fn lingering() -> (TcpStream, TcpListener) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: HOLD.as_secs() as i32,
-    };
-    // SAFETY: the option outlives the call.
-    let set = unsafe {
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_LINGER,
-            (&raw const linger).cast(),
-            size_of::<libc::linger>() as u32,
-        )
-    };
-    assert_eq!(set, 0);
-    stream.set_nonblocking(true).unwrap();
-    while stream.write(&[0; 65536]).is_ok() {}
-    (stream, listener)
-}
-
 /// Finding 5.1: as a doorbell it was closed under the device's lock.
 #[test]
 fn a_descriptor_that_takes_long_to_close_holds_no_lock() {
     let scene = Scene::new();
-    let (stream, listener) = lingering();
+    let mut stream = Lingering::new(HOLD.as_secs() as u16).unwrap();
     let client = scene.connect();
     client.hello(LOW);
     assert!(matches!(client.next(), Some((Message::Hello(_), _))));
@@ -107,7 +79,7 @@ fn a_descriptor_that_takes_long_to_close_holds_no_lock() {
     eventually("the VMM is asked", || scene.vm.host.is_holding());
     let window = Window::create(WINDOW, false).unwrap();
     client.send(OFFER, &[window.file().as_raw_fd(), stream.as_raw_fd()]);
-    drop(stream);
+    stream.let_go();
     let start = Instant::now();
     scene.vm.host.hold(false);
     // Whether it is being closed now or not: no lock is held.
@@ -119,45 +91,8 @@ fn a_descriptor_that_takes_long_to_close_holds_no_lock() {
         thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(scene.vm.device.counters().links_up, 2, "it is no link");
-    drop((listener, busy));
+    drop((stream, busy));
     scene.is_as_before();
-}
-
-/// Memory whose first access waits until this is dropped, or not at all if that cannot be had.
-struct Fault {
-    uffd: OwnedFd,
-    page: *mut u8,
-}
-
-const PAGE: usize = 4096;
-
-impl Fault {
-    fn new() -> io::Result<Self> {
-        /// `struct uffdio_api` and `struct uffdio_register`, and their requests.
-        const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
-        const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
-        let mut api = [0xaau64, 0, 0];
-        // SAFETY: new memory at an address of the kernel's choice, and system calls on a new descriptor with
-        // arguments that outlive them.
-        unsafe {
-            let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC);
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            let uffd = OwnedFd::from_raw_fd(fd as i32);
-            assert_eq!(libc::ioctl(uffd.as_raw_fd(), UFFDIO_API, &mut api), 0);
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let page = libc::mmap(ptr::null_mut(), PAGE, protection, flags, -1, 0);
-            assert_ne!(page, libc::MAP_FAILED);
-            // Missing pages.
-            let mut register = [page as u64, PAGE as u64, 1, 0];
-            let registered = libc::ioctl(uffd.as_raw_fd(), UFFDIO_REGISTER, &mut register);
-            assert_eq!(registered, 0);
-            let page = page.cast();
-            Ok(Fault { uffd, page })
-        }
-    }
 }
 
 /// Finding 5.2: a snapshot looked for data with lseek, which waits for a peer that is in the middle of a write.
@@ -183,14 +118,9 @@ fn a_snapshot_does_not_wait_for_a_peer_that_is_held_in_a_write() {
     window.file().write_all_at(&[7; 9], 12345).unwrap();
 
     // The peer writes to its window what is not there.
-    let (fd, from) = (window.file().as_raw_fd(), fault.page as usize);
-    let writer = thread::spawn(move || {
-        // SAFETY: both are there until the thread has ended. The kernel alone reads the memory.
-        let file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
-        // SAFETY: as above.
-        let written = unsafe { libc::pwrite(file.as_raw_fd(), from as *const _, PAGE, 0) };
-        assert_eq!(written, PAGE as isize);
-    });
+    let fd = window.file().as_raw_fd();
+    let writer = fault.write_to(window.file().try_clone().unwrap());
+    eventually("the writer has met the page", || fault.is_hit());
     // It is held now: seeking waits for it.
     let is_held = || {
         // SAFETY: plain system call on a descriptor that is open.
@@ -202,8 +132,8 @@ fn a_snapshot_does_not_wait_for_a_peer_that_is_held_in_a_write() {
     let state = is_done_at_once(move || device.state().unwrap());
     guest(&scene.vm);
     // Dropping the descriptor lets everybody go on; the page is zeros.
-    drop(fault.uffd);
-    writer.join().unwrap();
+    drop(fault);
+    writer.join().unwrap().unwrap();
     let state = state.expect("the snapshot waits for the peer");
     drop(client);
     let restored = Vm::start_with(options(scene.folder.path(), "restored", &[]), Some(&state));
