@@ -89,32 +89,12 @@ static void with_signal(int protocol, char *result)
 	sprintf(result, "%s%s", sent, took < 0.9 ? ", at once" : took < 3 ? ", after 1 s" : ", later");
 }
 
-static void *closer(void *end)
-{
-	usleep(500000);
-	close(*(int *)end);
-	return NULL;
-}
-
-static void peer_goes(int protocol, char *result)
-{
-	const char *first;
-	pthread_t thread;
-	int ends[2];
-
-	repro_pair(protocol, ends);
-	pthread_create(&thread, NULL, closer, &ends[1]);
-	first = part(send(ends[0], data, LARGE, MSG_NOSIGNAL));
-	sprintf(result, "%s, then %s", first, repro_value(send(ends[0], data, 1, MSG_NOSIGNAL)));
-}
-
 static const struct repro_case cases[] = {
 	{ "send() of 8000000 bytes to a slow reader", "8000000", NULL, blocking, 30 },
 	{ "with MSG_DONTWAIT and no reader, once and when all is full; then there is a reader",
 	  "a part, EAGAIN, poll() 1", NULL, not_blocking, 0 },
 	{ "with SO_SNDTIMEO of one second and no reader", "a part, after 1 s", NULL, with_timeout, 0 },
 	{ "with a signal after one second and no reader", "a part, after 1 s", NULL, with_signal, 0 },
-	{ "the peer closes with unread data meanwhile", "a part, then ECONNRESET", NULL, peer_goes, 0 },
 };
 
 REPRO_MAIN(cases)
