@@ -80,9 +80,8 @@ static void not_accepted(int protocol, char *result)
 	client = NEED(socket(AF_INET, SOCK_STREAM, protocol));
 	NEED(connect(client, (struct sockaddr *)&address, sizeof(address)));
 	usleep(300000);
-	NEED(shutdown(listener, SHUT_RDWR));
-	sprintf(result, "recv() %s", recv(client, &data, 1, 0) > 0 ? "has data" : "ends");
-	close(listener);
+	sprintf(result, "shutdown() %s", repro_value(shutdown(listener, SHUT_RDWR)));
+	sprintf(result + strlen(result), ", recv() %s", recv(client, &data, 1, 0) > 0 ? "has data" : "ends");
 }
 
 static const struct repro_case cases[] = {
@@ -92,8 +91,8 @@ static const struct repro_case cases[] = {
 	{ "shutdown(SHUT_WR) of a listener, then a client", "shutdown() 0, connect() 0, accept() a socket", NULL,
 	  write_alone, 0 },
 	{ "shutdown(SHUT_RDWR) of a listener with a thread in poll()", "poll() 1, POLLHUP", NULL, polled, 0 },
-	{ "shutdown(SHUT_RDWR) of a listener with a connection that was not accepted", "recv() ends", NULL,
-	  not_accepted, 0 },
+	{ "shutdown(SHUT_RDWR) of a listener with a connection that was not accepted",
+	  "shutdown() 0, recv() ends", NULL, not_accepted, 0 },
 };
 
 REPRO_MAIN(cases)

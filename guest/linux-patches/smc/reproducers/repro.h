@@ -114,8 +114,8 @@ static inline int repro_listen(int protocol, struct sockaddr_in *address)
 	return listener;
 }
 
-/* ends the program unless the connection is one of SMC-D's, as SMC_DIAG has it */
-static inline void repro_insist_on_smcd(int fd)
+/* the mode of a connection as SMC_DIAG has it, or -1 */
+static inline int repro_mode(int fd)
 {
 	struct {
 		struct nlmsghdr header;
@@ -126,7 +126,8 @@ static inline void repro_insist_on_smcd(int fd)
 		.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP,
 		.request.diag_family = AF_SMC,
 	};
-	struct sockaddr_in own;
+	/* its port is where that of an IPv4 address is */
+	struct sockaddr_in6 own;
 	socklen_t length = sizeof(own);
 	static char answer[1 << 16];
 	int diag = NEED(socket(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG));
@@ -140,17 +141,26 @@ static inline void repro_insist_on_smcd(int fd)
 		for (; NLMSG_OK(message, left); message = NLMSG_NEXT(message, left)) {
 			struct smc_diag_msg *socket = NLMSG_DATA(message);
 
-			if (message->nlmsg_type == NLMSG_DONE || message->nlmsg_type == NLMSG_ERROR)
-				repro_fail("SMC_DIAG does not know the connection: it is TCP");
+			if (message->nlmsg_type == NLMSG_DONE || message->nlmsg_type == NLMSG_ERROR) {
+				close(diag);
+				return -1;
+			}
 			/* a listener has the same port */
-			if (socket->id.idiag_sport != own.sin_port || !socket->id.idiag_dport)
+			if (socket->id.idiag_sport != own.sin6_port || !socket->id.idiag_dport)
 				continue;
-			if (socket->diag_mode != SMC_DIAG_MODE_SMCD)
-				repro_fail("the connection fell back to TCP: mode %d", socket->diag_mode);
 			close(diag);
-			return;
+			return socket->diag_mode;
 		}
 	}
+}
+
+/* ends the program unless the connection is one of SMC-D's */
+static inline void repro_insist_on_smcd(int fd)
+{
+	int mode = repro_mode(fd);
+
+	if (mode != SMC_DIAG_MODE_SMCD)
+		repro_fail("the connection is none of SMC-D's: mode %d", mode);
 }
 
 /* a connection: the client's end, and the one that was accepted */
