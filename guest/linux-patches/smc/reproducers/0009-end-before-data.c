@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* A stream's last data and its end are written while an earlier message is handled. The reader must get all of it.
- * On a kernel as it is the window is a few nanoseconds wide: with 0009-delay.diff, which makes it wider, every second
- * connection or so meets it.
+ * The window is a few nanoseconds wide, and with dibs loopback there is none, because a message is handled while the
+ * sender has its socket's lock. 0009-delay.diff for the kernel makes it wide, and then most connections meet it.
  */
 #include "repro.h"
 
