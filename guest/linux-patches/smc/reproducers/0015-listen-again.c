@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* listen() that fails, and works when it is called again. Without the patch this panics the kernel. */
+/* listen() that fails, and works when it is called again. Without the patch the system is dead after that. */
 #include "repro.h"
 
 static void twice(int protocol, char *result)
