@@ -121,7 +121,16 @@ impl Key {
     }
 
     /// Adds the files of a folder, with their names.
-    pub fn folder(mut self, folder: &Path) -> Result<Self> {
+    pub fn folder(self, folder: &Path) -> Result<Self> {
+        self.entries(folder, true)
+    }
+
+    /// The same without the folders in it.
+    pub fn files(self, folder: &Path) -> Result<Self> {
+        self.entries(folder, false)
+    }
+
+    fn entries(mut self, folder: &Path, all: bool) -> Result<Self> {
         let mut entries: Vec<_> = fs::read_dir(folder)
             .and_then(Iterator::collect::<io::Result<_>>)
             .with_context(|| format!("cannot read {}", folder.display()))?;
@@ -129,10 +138,12 @@ impl Key {
         for entry in entries {
             let name = entry.file_name().to_string_lossy().into_owned();
             if entry.file_type()?.is_dir() {
-                self = self
-                    .text("folder", &name)
-                    .folder(&entry.path())?
-                    .text("end", &name);
+                if all {
+                    self = self
+                        .text("folder", &name)
+                        .folder(&entry.path())?
+                        .text("end", &name);
+                }
             } else {
                 self = self.text("file", &name);
                 let content = fs::read(entry.path())?;
@@ -197,8 +208,17 @@ mod tests {
         let second = key();
         fs::rename(folder.join("sub/a"), folder.join("sub/b")).unwrap();
         let third = key();
+        let files = || Key::default().files(&folder).unwrap().finish();
+        fs::write(folder.join("c"), "1").unwrap();
+        let fourth = files();
+        fs::write(folder.join("sub/b"), "3").unwrap();
+        let fifth = files();
+        fs::write(folder.join("c"), "2").unwrap();
+        let sixth = files();
         fs::remove_dir_all(&folder).unwrap();
         assert_ne!(first, second);
         assert_ne!(second, third);
+        assert_eq!(fourth, fifth);
+        assert_ne!(fifth, sixth);
     }
 }

@@ -122,7 +122,8 @@ impl Source {
             patches.display(),
             self.folder.display()
         );
-        let key = Key::default().folder(patches)?.finish();
+        // What reproduces the defects is in a folder beside them, and changes no kernel.
+        let key = Key::default().files(patches)?.finish();
         let identity = format!("{}+{key}", self.identity);
         let folder = cache.path("linux").join(folder_name(&identity));
         if !cache::is_finished(&folder) {

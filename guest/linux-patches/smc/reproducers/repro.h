@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What the reproducers share. Each runs some cases over TCP, then over SMC-D, both to 127.0.0.1: over TCP, which is the
+ * control, the result must be the one that is written in the case; over SMC-D it should be. Root is needed to add a
+ * UEID, and a kernel with SMC, SMC_DIAG and DIBS_LO. Exit status: 0 if SMC-D does what TCP does, 1 if not, 2 if the
+ * control failed, or the connection was none of SMC-D's.
+ */
+#ifndef REPRO_H
+#define REPRO_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/genetlink.h>
+#include <linux/netlink.h>
+#include <linux/smc.h>
+#include <linux/smc_diag.h>
+#include <linux/sock_diag.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef IPPROTO_SMC
+#define IPPROTO_SMC 256
+#endif
+
+struct repro_case {
+	const char *what;
+	/* what comes out over TCP */
+	const char *tcp;
+	/* what should come out over SMC-D, if that cannot be the same */
+	const char *smc;
+	/* writes what came out into result, which has REPRO_RESULT bytes */
+	void (*run)(int protocol, char *result);
+	/* after which it counts as a hang; 10 if it is 0 */
+	int seconds;
+};
+
+#define REPRO_RESULT 256
+
+static inline void repro_fail(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	fprintf(stderr, "cannot run: ");
+	vfprintf(stderr, format, arguments);
+	fprintf(stderr, " (%s)\n", strerror(errno));
+	va_end(arguments);
+	exit(2);
+}
+
+/* for calls that must succeed */
+#define NEED(call) ({ \
+	__auto_type value_ = (call); \
+	if (value_ < 0) \
+		repro_fail("line %d: %s", __LINE__, #call); \
+	value_; })
+
+static inline const char *repro_error(int error)
+{
+	return error ? strerrorname_np(error) : "0";
+}
+
+/* a call's value, or its error */
+static inline const char *repro_value(long value)
+{
+	static char text[4][32];
+	static int at;
+
+	if (value < 0)
+		return repro_error(errno);
+	at = (at + 1) % 4;
+	snprintf(text[at], sizeof(text[at]), "%ld", value);
+	return text[at];
+}
+
+static inline double repro_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec + now.tv_nsec / 1e9;
+}
+
+static inline int repro_set(int fd, int level, int name, int value)
+{
+	return setsockopt(fd, level, name, &value, sizeof(value));
+}
+
+static inline int repro_listen(int protocol, struct sockaddr_in *address)
+{
+	socklen_t length = sizeof(*address);
+	int listener = NEED(socket(AF_INET, SOCK_STREAM, protocol));
+
+	memset(address, 0, sizeof(*address));
+	address->sin_family = AF_INET;
+	address->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	NEED(bind(listener, (struct sockaddr *)address, length));
+	NEED(listen(listener, 16));
+	NEED(getsockname(listener, (struct sockaddr *)address, &length));
+	return listener;
+}
+
+/* the mode of a connection as SMC_DIAG has it, or -1 */
+static inline int repro_mode(int fd)
+{
+	struct {
+		struct nlmsghdr header;
+		struct smc_diag_req request;
+	} question = {
+		.header.nlmsg_len = sizeof(question),
+		.header.nlmsg_type = SOCK_DIAG_BY_FAMILY,
+		.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP,
+		.request.diag_family = AF_SMC,
+	};
+	/* its port is where that of an IPv4 address is */
+	struct sockaddr_in6 own;
+	socklen_t length = sizeof(own);
+	static char answer[1 << 16];
+	int diag = NEED(socket(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG));
+
+	NEED(getsockname(fd, (struct sockaddr *)&own, &length));
+	NEED(send(diag, &question, sizeof(question), 0));
+	for (;;) {
+		struct nlmsghdr *message = (struct nlmsghdr *)answer;
+		int left = NEED(recv(diag, answer, sizeof(answer), 0));
+
+		for (; NLMSG_OK(message, left); message = NLMSG_NEXT(message, left)) {
+			struct smc_diag_msg *socket = NLMSG_DATA(message);
+
+			if (message->nlmsg_type == NLMSG_DONE || message->nlmsg_type == NLMSG_ERROR) {
+				close(diag);
+				return -1;
+			}
+			/* a listener has the same port */
+			if (socket->id.idiag_sport != own.sin6_port || !socket->id.idiag_dport)
+				continue;
+			close(diag);
+			return socket->diag_mode;
+		}
+	}
+}
+
+/* ends the program unless the connection is one of SMC-D's */
+static inline void repro_insist_on_smcd(int fd)
+{
+	int mode = repro_mode(fd);
+
+	if (mode != SMC_DIAG_MODE_SMCD)
+		repro_fail("the connection is none of SMC-D's: mode %d", mode);
+}
+
+/* a connection: the client's end, and the one that was accepted */
+static inline void repro_pair(int protocol, int ends[2])
+{
+	struct sockaddr_in address;
+	int listener = repro_listen(protocol, &address);
+
+	ends[0] = NEED(socket(AF_INET, SOCK_STREAM, protocol));
+	NEED(connect(ends[0], (struct sockaddr *)&address, sizeof(address)));
+	ends[1] = NEED(accept(listener, NULL, NULL));
+	close(listener);
+	if (protocol == IPPROTO_SMC) {
+		repro_insist_on_smcd(ends[0]);
+		repro_insist_on_smcd(ends[1]);
+	}
+}
+
+/* one request to a generic netlink family, and its answer, which is in a buffer of this function's */
+static inline struct nlmsghdr *repro_generic(int family, int command, int attribute, const void *value, int length)
+{
+	static struct {
+		struct nlmsghdr header;
+		struct genlmsghdr generic;
+		char attributes[4096];
+	} message;
+	struct nlattr *first = (struct nlattr *)message.attributes;
+	int netlink = NEED(socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC));
+
+	memset(&message, 0, sizeof(message));
+	message.header.nlmsg_len = NLMSG_LENGTH(GENL_HDRLEN) + NLA_HDRLEN + NLA_ALIGN(length);
+	message.header.nlmsg_type = family;
+	message.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
+	message.generic.cmd = command;
+	message.generic.version = 1;
+	first->nla_type = attribute;
+	first->nla_len = NLA_HDRLEN + length;
+	memcpy(first + 1, value, length);
+	NEED(send(netlink, &message, message.header.nlmsg_len, 0));
+	NEED(recv(netlink, &message, sizeof(message), 0));
+	close(netlink);
+	return &message.header;
+}
+
+/* adds the UEID that SMC-Dv2 needs, unless it is there */
+static inline void repro_add_ueid(void)
+{
+	const char *name = "SMC_GEN_NETLINK";
+	struct nlmsghdr *answer = repro_generic(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME, name,
+						strlen(name) + 1);
+	char *at = (char *)NLMSG_DATA(answer) + GENL_HDRLEN;
+	char *end = (char *)answer + answer->nlmsg_len;
+	char ueid[SMC_MAX_EID_LEN + 1];
+	int family = 0;
+
+	if (answer->nlmsg_type == NLMSG_ERROR)
+		repro_fail("the kernel has no SMC");
+	for (; at < end; at += NLA_ALIGN(((struct nlattr *)at)->nla_len))
+		if (((struct nlattr *)at)->nla_type == CTRL_ATTR_FAMILY_ID)
+			family = *(__u16 *)(at + NLA_HDRLEN);
+	memset(ueid, ' ', SMC_MAX_EID_LEN);
+	memcpy(ueid, "REPRODUCER", 10);
+	ueid[SMC_MAX_EID_LEN] = 0;
+	/* an error is seen by the connections: they fall back */
+	repro_generic(family, SMC_NETLINK_ADD_UEID, SMC_NLA_EID_TABLE_ENTRY, ueid, sizeof(ueid));
+}
+
+/* runs a case in a process of its own: 0, or 2 if it could not run */
+static inline int repro_run(const struct repro_case *tried, int protocol, char *result)
+{
+	struct pollfd readable = { .events = POLLIN };
+	int answer[2], status;
+	pid_t child;
+
+	NEED(pipe(answer));
+	child = NEED(fork());
+	if (!child) {
+		setpgid(0, 0);
+		memset(result, 0, REPRO_RESULT);
+		tried->run(protocol, result);
+		NEED(write(answer[1], result, REPRO_RESULT));
+		/* a case may have left children */
+		signal(SIGTERM, SIG_IGN);
+		kill(0, SIGTERM);
+		_exit(0);
+	}
+	close(answer[1]);
+	readable.fd = answer[0];
+	strcpy(result, "hangs");
+	if (poll(&readable, 1, 1000 * (tried->seconds ? : 10)) == 1 &&
+	    read(answer[0], result, REPRO_RESULT) != REPRO_RESULT) {
+		waitpid(child, &status, 0);
+		snprintf(result, REPRO_RESULT, "ended with status %x", status);
+		close(answer[0]);
+		return WIFEXITED(status) && WEXITSTATUS(status) == 2 ? 2 : 0;
+	}
+	kill(-child, SIGKILL);
+	waitpid(child, &status, 0);
+	close(answer[0]);
+	return 0;
+}
+
+static inline int repro_main(const struct repro_case *cases, int count)
+{
+	int outcome = 0, at;
+
+	setvbuf(stdout, NULL, _IONBF, 0);
+	if (!getenv("TCP_ONLY"))
+		repro_add_ueid();
+	for (at = 0; at < count; at++) {
+		const struct repro_case *tried = &cases[at];
+		const char *wanted = tried->smc ? : tried->tcp;
+		char result[REPRO_RESULT];
+
+		printf("%s\n", tried->what);
+		if (repro_run(tried, IPPROTO_TCP, result))
+			return 2;
+		printf("  TCP:   %s\n", result);
+		if (strcmp(result, tried->tcp)) {
+			printf("  the control failed: TCP should give: %s\n", tried->tcp);
+			return 2;
+		}
+		if (getenv("TCP_ONLY"))
+			continue;
+		if (repro_run(tried, IPPROTO_SMC, result))
+			return 2;
+		printf("  SMC-D: %s\n", result);
+		if (strcmp(result, wanted)) {
+			printf("  WRONG, should be: %s\n", wanted);
+			outcome = 1;
+		}
+	}
+	return outcome;
+}
+
+#define REPRO_MAIN(cases) \
+	int main(void) \
+	{ \
+		return repro_main(cases, sizeof(cases) / sizeof(cases[0])); \
+	}
+
+#endif
