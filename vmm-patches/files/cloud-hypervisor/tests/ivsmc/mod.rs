@@ -98,7 +98,9 @@ fn check(mut children: [Child; 2], test: impl FnOnce() + panic::UnwindSafe) {
         kill_child(child);
     }
     let [first, second] = children.map(|child| child.wait_with_output().unwrap());
-    let r = panic::catch_unwind(|| handle_child_output(r, &first));
+    // It panics if the test has, and the second one's output is to be told, too.
+    let told = || handle_child_output(r, &first);
+    let r = panic::catch_unwind(panic::AssertUnwindSafe(told));
     handle_child_output(r, &second);
 }
 

@@ -110,7 +110,9 @@ impl IvsmcConfig {
         let path = &self.device.path;
         let devices = vm_config.ivsmc.iter().flatten();
         if devices.filter(|other| other.device.path == *path).count() > 1 {
-            return Err(ValidationError::IvsmcPathNotUnique(path.clone()));
+            return Err(ValidationError::DuplicateDevicePath(
+                path.display().to_string(),
+            ));
         }
         Ok(())
     }
