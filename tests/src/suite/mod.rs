@@ -3,6 +3,7 @@
 
 mod cloud_hypervisor;
 mod compatibility;
+mod conformance;
 mod faults;
 mod guest_life;
 mod life;
@@ -183,6 +184,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     life::add(&mut suite);
     guest_life::add(&mut suite);
     compatibility::add(&mut suite);
+    conformance::add(&mut suite);
     options::add(&mut suite);
     mesh::add(&mut suite);
     faults::add(&mut suite);
