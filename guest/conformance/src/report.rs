@@ -11,7 +11,7 @@ const INTRODUCTION: &str = "\
 `ivsmc-conformance` makes the same system calls over TCP and over SMC, and notes what a program sees: `c:` the client, `s:` the
 server. TCP's outcome is the right one. This page is written by `cargo xtask conformance`, which runs all cases between two
 guests and within one, on a mainline kernel and on one with the patches of `guest/linux-patches/smc` (\"mended\"). The reasons are in
-`guest/conformance/src/differences.rs`. A case on the mended kernel that is not as TCP, and has no reason there, fails the tests; so does
+`guest/conformance/src/differences/known.rs`. A case on the mended kernel that is not as TCP, and has no reason there, fails the tests; so does
 one that has a reason and needs none any more.
 
 `recv waits` means that the call had not come back when everything else had; `recv=hangs` that it never did. `+SIGPIPE` is a

@@ -291,7 +291,7 @@ pub const CASES: &[Case] = &[
                 sys::handle(SIGALRM, true).ok();
                 sys::alarm_every(300).ok();
                 let mut failed = std::collections::BTreeSet::new();
-                for round in 0..50 {
+                for _ in 0..50 {
                     e.begin("connect");
                     let fd = e.stream();
                     if let Err(error) = sys::connect(fd, &e.to()) {
@@ -301,10 +301,10 @@ pub const CASES: &[Case] = &[
                         e.must("connect", sys::connect(e.stream(), &e.to()));
                         sys::alarm_every(300).ok();
                     }
-                    e.prove_first(fd, round);
                 }
                 sys::alarm_every(0).ok();
-                e.note(&format!("failed with={failed:?}"));
+                let failed: Vec<_> = failed.into_iter().collect();
+                e.note(&format!("failed with={}", failed.join(",")));
             },
             |e| {
                 for _ in 0..50 {

@@ -208,22 +208,19 @@ pub const KNOWN: &[Known] = &[
     },
     Known {
         why: "A blocking send() returns when the ring is full, with what fitted, and does not wait for the rest.",
-        on: Kernels::All,
+        on: Kernels::Mainline,
         always: false,
         cases: &[
             "large send with SO_SNDTIMEO to a peer that does not read",
             "send blocked half way and a signal with SA_RESTART",
-            "sizes around powers of two",
+            "messages that end at every offset of a ring",
         ],
     },
     Known {
         why: "A blocking send() returns when the ring is full, with what fitted, and does not wait for the rest.",
-        on: Kernels::Mainline,
+        on: Kernels::All,
         always: false,
-        cases: &[
-            "send blocked half way and a signal",
-            "messages that end at every offset of a ring",
-        ],
+        cases: &["sizes around powers of two"],
     },
     Known {
         why: "Not known to SMC.",
@@ -324,12 +321,6 @@ pub const KNOWN: &[Known] = &[
         on: Kernels::All,
         always: true,
         cases: &["splice from a socket with nothing there"],
-    },
-    Known {
-        why: "SPLICE_F_NONBLOCK says whether splice() from the socket waits; TCP looks at O_NONBLOCK alone.",
-        on: Kernels::All,
-        always: false,
-        cases: &["splice from a socket with SO_RCVTIMEO"],
     },
     Known {
         why: "What is spliced stays in the ring, as pages of it, and has no room in a second pipe.",
