@@ -208,19 +208,14 @@ pub const KNOWN: &[Known] = &[
     },
     Known {
         why: "A blocking send() returns when the ring is full, with what fitted, and does not wait for the rest.",
-        on: Kernels::Mainline,
+        on: Kernels::All,
         always: false,
         cases: &[
             "large send with SO_SNDTIMEO to a peer that does not read",
             "send blocked half way and a signal with SA_RESTART",
             "messages that end at every offset of a ring",
+            "sizes around powers of two",
         ],
-    },
-    Known {
-        why: "A blocking send() returns when the ring is full, with what fitted, and does not wait for the rest.",
-        on: Kernels::All,
-        always: false,
-        cases: &["sizes around powers of two"],
     },
     Known {
         why: "Not known to SMC.",
@@ -264,7 +259,7 @@ pub const KNOWN: &[Known] = &[
     },
     Known {
         why: "A sender waits until its urgent byte has been received.",
-        on: Kernels::Mainline,
+        on: Kernels::All,
         always: false,
         cases: &["urgent byte, then the end"],
     },
