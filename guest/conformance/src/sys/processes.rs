@@ -2,13 +2,16 @@
 //! Processes and signals.
 
 use super::{Fd, Out, out, signal_name};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::cell::Cell;
 
-/// Signals that have been handled since they were last asked for: a bit each.
-static HANDLED: AtomicU32 = AtomicU32::new(0);
+thread_local! {
+    /// Signals that this thread has handled since they were last asked for: a bit each. SIGPIPE comes to the thread that
+    /// sends.
+    static HANDLED: Cell<u32> = const { Cell::new(0) };
+}
 
 extern "C" fn note(signal: libc::c_int) {
-    HANDLED.fetch_or(1 << signal, Ordering::SeqCst);
+    HANDLED.set(HANDLED.get() | 1 << signal);
 }
 
 /// Has a signal noted, and interrupted calls go on after it or not.
@@ -35,7 +38,7 @@ pub fn default_action(signal: i32) {
 
 /// The signals that have been handled, and forgets them: "+SIGPIPE". Those that cases interrupt calls with are not told.
 pub fn handled() -> String {
-    let bits = HANDLED.swap(0, Ordering::SeqCst) & !(1 << libc::SIGUSR1 | 1 << libc::SIGALRM);
+    let bits = HANDLED.replace(0) & !(1 << libc::SIGUSR1 | 1 << libc::SIGALRM);
     (1..32)
         .filter(|signal| bits & 1 << signal != 0)
         .map(|signal| format!("+{}", signal_name(signal)))
