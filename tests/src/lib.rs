@@ -21,6 +21,7 @@
 //! | [`measure`] | how data moves, and guests that are ready to be measured |
 //! | [`distance`] | how far apart the two processors are that data moves between |
 //! | [`sockperf`] | sockperf between the guests, with proof of what its connection was |
+//! | [`conformance`] | what a program sees of SMC-D, beside TCP |
 //! | [`demo`] | TCP over virtio-net and SMC-D, measured by sockperf |
 //! | [`soak`] | traffic of all kinds for long |
 //! | [`suite`] | the tests |
@@ -29,6 +30,7 @@
 pub mod api;
 pub mod attack;
 pub mod attacker;
+pub mod conformance;
 pub mod demo;
 pub mod distance;
 pub mod faults;

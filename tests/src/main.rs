@@ -5,7 +5,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use ivsmc_lab::lab::{Lab, Platform, VmmKind};
 use ivsmc_lab::pair::Pair;
-use ivsmc_lab::{attack, demo, faults, hostile, hostile_vmm, qemu, soak, suite};
+use ivsmc_lab::{attack, conformance, demo, faults, hostile, hostile_vmm, qemu, soak, suite};
 use ivsmc_traffic::agent::Command as AgentCommand;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -26,6 +26,13 @@ enum Command {
     Suite {
         /// Only those whose name contains this
         filter: Option<String>,
+    },
+    /// Make the same system calls over TCP and over SMC, between two guests and within one, and write what programs see to
+    /// conformance-*.json
+    Conformance {
+        /// In two QEMU guests with ivshmem-doorbell, as qemu-ivshmem has them: that needs no KVM
+        #[arg(long)]
+        qemu: bool,
     },
     /// Have one guest write cursors of its own choice into the other's receive buffers; a kernel that trusts them may
     /// not survive it
@@ -107,6 +114,12 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo => demo::run(&Lab::from_environment()?)?,
         Command::Suite { filter } => {
             return Ok(suite::run(Lab::from_environment()?, filter).exit_code());
+        }
+        Command::Conformance { qemu: false } => {
+            conformance::everything(&Lab::from_environment()?)?;
+        }
+        Command::Conformance { qemu: true } => {
+            conformance::everything(&Lab::new(Platform::Lab, VmmKind::Qemu)?)?;
         }
         Command::Hostile { mutations, seed } => {
             println!(

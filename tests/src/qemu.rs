@@ -125,8 +125,8 @@ fn send(stream: &UnixStream, id: i64, fd: Option<BorrowedFd<'_>>) -> io::Result<
     }
 }
 
-/// Boots two QEMU guests that share an ivshmem-doorbell device; ivpci carries SMC-D between them.
-pub fn two_guests(lab: &Lab) -> Result<()> {
+/// Boots two QEMU guests that share an ivshmem-doorbell device.
+pub fn boot(lab: &Lab) -> Result<Pair> {
     let socket = lab.run_folder()?.join("ivshmem");
     serve(&socket)?;
     // Two processors: for a VM with one QEMU's emulation leaves barriers out, and then the two VMs, which are
@@ -140,7 +140,12 @@ pub fn two_guests(lab: &Lab) -> Result<()> {
     let a = guest("qemu-a", 10).start(lab)?;
     std::thread::sleep(Duration::from_millis(500));
     let b = guest("qemu-b", 11).start(lab)?;
-    let mut pair = Pair::of(a.ready()?, b.ready()?)?;
+    Pair::of(a.ready()?, b.ready()?)
+}
+
+/// ivpci carries SMC-D between two such guests.
+pub fn two_guests(lab: &Lab) -> Result<()> {
+    let mut pair = boot(lab)?;
     traffic(&mut pair).map_err(|error| pair.explain(error))?;
     println!("ivpci carries SMC-D between two QEMU guests with ivshmem-doorbell");
     Ok(())

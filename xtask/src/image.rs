@@ -40,6 +40,7 @@ pub fn guest(
     let bin = root.join("bin");
     programs::install(&programs.guest_tool, &bin.join("ivsmc-guest"))?;
     programs::install(&programs.traffic, &bin.join("ivsmc-traffic"))?;
+    programs::install(&programs.conformance, &bin.join("ivsmc-conformance"))?;
 
     let mut libraries = BTreeSet::new();
     for (name, program) in SYSTEM_PROGRAMS {

@@ -4,7 +4,7 @@
 //! - [`setup`] prepares: [`prerequisites`] (packages), [`kernel_source`], [`kernel`], [`module`] (ivpci),
 //!   [`programs`] (everything in Rust), [`image`] (initramfs of guest and lab VM), [`qemu`]; [`apt`] fetches what the
 //!   system's release does not have.
-//! - [`demo`], [`perf`] and [`mod@test`] prepare, then [`run`] their runner where [`platform`] says: on this
+//! - [`demo`], [`perf`], [`mod@test`] and [`conformance`] prepare, then [`run`] their runner where [`platform`] says: on this
 //!   machine's KVM, or in the [`lab_vm`].
 //! - [`patch_vmm`] brings the device into a checkout of Cloud Hypervisor, by [`diff`]s.
 //! - [`cache`] is the folder outside the repository where everything that is built is kept; [`process`]
@@ -12,6 +12,7 @@
 
 mod apt;
 mod cache;
+mod conformance;
 mod demo;
 mod diff;
 mod image;
@@ -61,6 +62,8 @@ enum Command {
     Test(test::Options),
     /// Measure TCP over virtio-net and SMC-D side by side, and what they cost; make a report with plots.
     Perf(perf::Options),
+    /// Make the same system calls over TCP and over SMC, and write docs/tcp.md.
+    Conformance(conformance::Options),
     /// Run the lab's runner by hand, with arguments of your own (`cargo xtask lab -- --help`).
     Lab(run::LabOptions),
     /// Bring the device into a checkout of Cloud Hypervisor; fetch and build nothing.
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::main(&options),
         Command::Test(options) => test::main(&options),
         Command::Perf(options) => perf::main(&options),
+        Command::Conformance(options) => conformance::main(&options),
         Command::Lab(options) => run::lab(&options),
         Command::PatchVmm(options) => patch_vmm::main(&options),
     };

@@ -17,6 +17,8 @@ pub struct Programs {
     pub guest_tool: PathBuf,
     /// The tests' traffic generator and agent.
     pub traffic: PathBuf,
+    /// What a program sees of sockets, in guests and here.
+    pub conformance: PathBuf,
     /// The runner of demo and tests.
     pub lab: PathBuf,
     /// The runner that measures.
@@ -49,6 +51,7 @@ pub fn build(cache: &Cache, repository: &Path) -> Result<Programs> {
     let packages = [
         "ivsmc-guest",
         "ivsmc-traffic",
+        "ivsmc-conformance",
         "ivsmc-lab",
         "ivsmc-perf",
         "vmm-reference",
@@ -73,6 +76,7 @@ pub fn build(cache: &Cache, repository: &Path) -> Result<Programs> {
     Ok(Programs {
         guest_tool: program("ivsmc-guest"),
         traffic: program("ivsmc-traffic"),
+        conformance: program("ivsmc-conformance"),
         lab: program("ivsmc-lab"),
         perf: program("ivsmc-perf"),
         vmm: program("vmm-reference"),

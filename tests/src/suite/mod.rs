@@ -3,6 +3,7 @@
 
 mod cloud_hypervisor;
 mod compatibility;
+mod conformance;
 mod faults;
 mod guest_life;
 mod hostile_vmm;
@@ -185,6 +186,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     life::add(&mut suite);
     guest_life::add(&mut suite);
     compatibility::add(&mut suite);
+    conformance::add(&mut suite);
     options::add(&mut suite);
     run::add(&mut suite);
     mesh::add(&mut suite);
