@@ -21,12 +21,12 @@ use crate::{module, process, programs};
 const LIMITS: [Duration; 2] = [Duration::from_secs(30 * 60), Duration::from_secs(90 * 60)];
 
 /// What the names of the tests with guests have, each in a run of its own: a lab VM that crashes loses no more than one.
-const GROUPS: [&str; 12] = [
+/// `conformance::` is not among them yet: what it knows of the mended kernel has to be seen with all of its patches first.
+const GROUPS: [&str; 11] = [
     "traffic::",
     "splice::",
     "life::",
     "compatibility::",
-    "conformance::",
     "options::",
     "run::",
     "mesh::",
