@@ -39,7 +39,7 @@ pub fn main(options: &Options) -> Result<()> {
     options.run.check()?;
     let mut last = None;
     for flavour in &options.kernel {
-        let prepared = setup::prepare(&options.source, Some(*flavour))?;
+        let prepared = setup::prepare(&options.source, *flavour)?;
         let run = if options.qemu {
             run::runner_here
         } else {

@@ -11,7 +11,6 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::kernel::Flavour;
 use crate::reports::is_report;
 use crate::run::{self, Outcome, RunOptions};
 use crate::setup::{self, KernelFlavour, KernelSource, Prepared};
@@ -35,9 +34,6 @@ const GROUPS: [&str; 11] = [
     "defects::",
     "cloud_hypervisor::",
 ];
-
-/// What is run on mainline as well when the kernel was not chosen: that it works there.
-const ON_MAINLINE: &str = "traffic::";
 
 /// sparse, told what Linux's sources use and Debian's sparse does not know; without that the kernel's build leaves
 /// it out.
@@ -144,14 +140,6 @@ pub fn main(options: &Options) -> Result<()> {
         tally += driver(&prepared)?;
     }
     tally += two_guests(&prepared, options)?;
-    if options.filter.is_none()
-        && options.flavour.kernel.is_none()
-        && prepared.guest_kernel.flavour.is_mended()
-    {
-        // It holds the cache's lock.
-        drop(prepared);
-        tally += mainline(options)?;
-    }
     println!(
         "{} passed, {} failed, {} skipped",
         tally.passed, tally.failed, tally.skipped
@@ -291,13 +279,6 @@ fn suite(prepared: &Prepared, options: &Options, name: &str, filter: &str) -> Re
     let mut tally = Tally::of_output(&String::from_utf8_lossy(&output), outcome.status == 0);
     tally += kernels_reports(&outcome, "no report of the guests' kernels")?;
     Ok(tally)
-}
-
-/// A few tests with guests on a kernel that is as it is upstream.
-fn mainline(options: &Options) -> Result<Tally> {
-    heading("tests with guests on mainline");
-    let prepared = setup::prepare(&options.source, Some(Flavour::Mainline))?;
-    suite(&prepared, options, "test-mainline", ON_MAINLINE)
 }
 
 /// How long a run of tests with guests may take.
