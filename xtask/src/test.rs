@@ -20,7 +20,6 @@ use crate::{module, process, programs};
 const LIMITS: [Duration; 2] = [Duration::from_secs(30 * 60), Duration::from_secs(90 * 60)];
 
 /// What the names of the tests with guests have, each in a run of its own: a lab VM that crashes loses no more than one.
-/// `conformance::` is not among them yet: what it knows of the mended kernel has to be seen with all of its patches first.
 const GROUPS: [&str; 11] = [
     "traffic::",
     "splice::",
@@ -34,6 +33,10 @@ const GROUPS: [&str; 11] = [
     "defects::",
     "cloud_hypervisor::",
 ];
+
+/// What is run by hand alone, with `--filter`: its list of known differences has yet to be seen with all patches.
+#[cfg(test)]
+const BY_HAND: [&str; 1] = ["conformance::"];
 
 /// sparse, told what Linux's sources use and Debian's sparse does not know; without that the kernel's build leaves
 /// it out.
@@ -372,7 +375,8 @@ mod tests {
         let mut count = 0;
         for module in modules {
             let name = format!("{module}::a_test");
-            let groups = GROUPS.iter().filter(|group| name.contains(**group));
+            let groups = GROUPS.iter().chain(&BY_HAND);
+            let groups = groups.filter(|group| name.contains(**group));
             assert_eq!(groups.count(), 1, "{module}");
             count += 1;
         }
