@@ -8,6 +8,8 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 use vmm_device_ivsmc::Gid;
 use vmm_device_ivsmc::peer::{self, Bye, Client, Hello, Message};
 
@@ -25,6 +27,9 @@ const VECTOR: u64 = 0x18;
 const WINDOW_SHIFT: u64 = 0x1c;
 const GID: u64 = 0x20;
 const SLOTS: u64 = 0x30;
+
+/// How long to wait when the device is busy.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// A GID of ours with this first byte.
 fn numbered(first: u8, number: u64) -> Gid {
@@ -133,11 +138,17 @@ fn next(client: &Client, reason: &mut Option<Bye>) -> Result<Option<(Message, pe
 }
 
 impl Link {
-    /// Makes one.
+    /// Makes one. The link before it, of this GID, may not have stood for long: then the device is busy for up to 10 s.
     pub fn new(socket: &Path, gid: Gid, window_shift: u32) -> Result<Self> {
-        match attempt(socket, gid, window_shift)? {
-            Answer::Link(link) => Ok(link),
-            Answer::No(reason) => bail!("no link as {gid}: {reason:?}"),
+        let start = Instant::now();
+        loop {
+            match attempt(socket, gid, window_shift)? {
+                Answer::Link(link) => return Ok(link),
+                Answer::No(Some(Bye::Busy)) if start.elapsed() < PATIENCE => {
+                    thread::sleep(AGAIN);
+                }
+                Answer::No(reason) => bail!("no link as {gid}: {reason:?}"),
+            }
         }
     }
 
