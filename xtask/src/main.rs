@@ -2,15 +2,13 @@
 //! `cargo xtask`: every command that ivsmc's README knows.
 //!
 //! - [`setup`] prepares: [`prerequisites`] (packages), [`kernel_source`], [`kernel`], [`module`] (ivpci),
-//!   [`programs`] (everything in Rust), [`image`] (initramfs of guest and lab VM), [`qemu`]; [`apt`] fetches what the
-//!   system's release does not have.
+//!   [`programs`] (everything in Rust), [`image`] (initramfs of guest and lab VM).
 //! - [`demo`], [`perf`], [`mod@test`] and [`conformance`] prepare, then [`run`] their runner where [`platform`] says: on this
 //!   machine's KVM, or in the [`lab_vm`].
 //! - [`patch_vmm`] brings the device into a checkout of Cloud Hypervisor, by [`diff`]s.
 //! - [`cache`] is the folder outside the repository where everything that is built is kept; [`process`]
 //!   runs commands with a progress line and a log, and ends them at a limit or at a [`standstill`].
 
-mod apt;
 mod cache;
 mod conformance;
 mod demo;
@@ -26,7 +24,6 @@ mod platform;
 mod prerequisites;
 mod process;
 mod programs;
-mod qemu;
 #[path = "../../tests/src/reports.rs"]
 mod reports;
 mod run;

@@ -180,7 +180,6 @@ fn runner_in_lab(
         .collect();
     fs::write(folder.join("args"), arguments)?;
     let lab_vm = LabVm {
-        qemu: &prepared.qemu,
         kernel: &prepared.lab_kernel.image(),
         image: &prepared.lab_image,
         share: &folder,

@@ -10,7 +10,6 @@ use crate::cache::Cache;
 use crate::kernel::{Flavour, Kernel};
 use crate::kernel_source::Unfit;
 use crate::programs::Programs;
-use crate::qemu::Qemu;
 use crate::{image, kernel, kernel_source, module, prerequisites, programs};
 
 /// Where the kernel comes from.
@@ -43,8 +42,6 @@ pub struct Options {
 pub struct Prepared {
     pub cache: Cache,
     pub repository: PathBuf,
-    /// What the lab VM runs in.
-    pub qemu: Qemu,
     /// What the lab VM runs.
     pub lab_kernel: Kernel,
     /// What the guests run.
@@ -59,7 +56,6 @@ pub fn prepare(source: &KernelSource, flavour: Flavour) -> Result<Prepared> {
     let repository = crate::repository()?;
     let cache = Cache::open()?;
     prerequisites::install(&cache)?;
-    let qemu = Qemu::find(&cache)?;
     let patches = repository.join("guest/linux-patches/lab");
     let source = kernel_source::get(&cache, source.tree.as_deref(), &patches)?;
     let source = if flavour.is_mended() {
@@ -77,7 +73,6 @@ pub fn prepare(source: &KernelSource, flavour: Flavour) -> Result<Prepared> {
     Ok(Prepared {
         cache,
         repository,
-        qemu,
         lab_kernel,
         guest_kernel,
         guest_image,
