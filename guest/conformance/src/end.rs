@@ -250,8 +250,11 @@ impl End {
         }
     }
 
-    /// Waits for a call's end, and notes what it gave.
-    pub fn finish(&self, running: Running) {
+    /// Waits for a call's end, and notes what it gave. The other end, which has not started it, has none.
+    pub fn finish(&self, running: impl Into<Option<Running>>) {
+        let Some(running) = running.into() else {
+            return;
+        };
         let name = running.name;
         self.begin(name);
         self.note(&format!("{name}={}", running.outcome()));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What many cases do, in a word.
 
-use crate::end::End;
+use crate::end::{End, Running};
 use crate::see;
 use crate::sys::{self, Errno, Fd};
 use std::sync::OnceLock;
@@ -59,6 +59,20 @@ impl End {
     /// Notes what poll says of the connection now.
     pub fn polls(&self) {
         see!(self, poll(self.fd, sys::ALL, 0));
+    }
+
+    /// Has a thread receive from `fd`, and notes that it has to wait.
+    pub fn receive_waits(&self, fd: Fd, size: usize, flags: i32) -> Running {
+        let mut recv = self.start("recv", move || sys::recv(fd, size, flags));
+        self.waits(&mut recv);
+        recv
+    }
+
+    /// Has a thread poll `fd`, and notes that it has to wait.
+    pub fn poll_waits(&self, fd: Fd, events: i16) -> Running {
+        let mut poll = self.start("poll", move || sys::poll(fd, events, -1));
+        self.waits(&mut poll);
+        poll
     }
 
     /// Notes the error that the connection has kept.

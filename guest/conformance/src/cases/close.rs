@@ -53,16 +53,11 @@ pub const CASES: &[Case] = &[
         let mut running = None;
         t.client(|e| {
             e.sends(b"hello");
-            let fd = e.fd;
-            let mut recv = e.start("recv", move || sys::recv(fd, 10, 0));
-            e.waits(&mut recv);
-            running = Some(recv);
+            running = Some(e.receive_waits(e.fd, 10, 0));
         });
         t.server(End::close);
         t.client(|e| {
-            if let Some(recv) = running {
-                e.finish(recv);
-            }
+            e.finish(running);
         });
     }),
     Case("close with part of an answer sent and unread data", |t| {
@@ -134,16 +129,11 @@ pub const CASES: &[Case] = &[
         t.connected();
         let mut running = None;
         t.server(|e| {
-            let fd = e.fd;
-            let mut recv = e.start("recv", move || sys::recv(fd, 10, 0));
-            e.waits(&mut recv);
-            running = Some(recv);
+            running = Some(e.receive_waits(e.fd, 10, 0));
         });
         t.client(End::abort);
         t.server(|e| {
-            if let Some(recv) = running {
-                e.finish(recv);
-            }
+            e.finish(running);
             e.receives(10);
         });
     }),
@@ -153,16 +143,11 @@ pub const CASES: &[Case] = &[
         t.connected();
         let mut running = None;
         t.server(|e| {
-            let fd = e.fd;
-            let mut poll = e.start("poll", move || sys::poll(fd, POLLIN, -1));
-            e.waits(&mut poll);
-            running = Some(poll);
+            running = Some(e.poll_waits(e.fd, POLLIN));
         });
         t.client(End::abort);
         t.server(|e| {
-            if let Some(poll) = running {
-                e.finish(poll);
-            }
+            e.finish(running);
         });
     }),
     Case("abort after SHUT_WR", |t| {
@@ -350,18 +335,14 @@ pub const CASES: &[Case] = &[
         t.connected();
         let mut running = None;
         t.server(|e| {
-            let fd = e.fd;
-            let mut recv = e.start("recv", move || sys::recv(fd, 10, 0));
-            e.waits(&mut recv);
+            let mut recv = e.receive_waits(e.fd, 10, 0);
             see!(e, close(e.fd));
             e.waits(&mut recv);
             running = Some(recv);
         });
         t.client(|e| e.sends(b"hello"));
         t.server(|e| {
-            if let Some(recv) = running {
-                e.finish(recv);
-            }
+            e.finish(running);
         });
         t.client(|e| e.receives(10));
     }),
@@ -411,9 +392,7 @@ fn writer_waits(t: &mut End, then: impl FnOnce(&mut End)) {
     });
     t.client(then);
     t.server(|e| {
-        if let Some(send) = running {
-            e.finish(send);
-        }
+        e.finish(running);
         e.sends(b"hello");
         e.receives(10);
     });

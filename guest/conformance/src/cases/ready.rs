@@ -134,66 +134,46 @@ pub const CASES: &[Case] = &[
         let mut running = None;
         t.client(|e| {
             e.fills();
-            let fd = e.fd;
-            let mut poll = e.start("poll", move || sys::poll(fd, POLLOUT, -1));
-            e.waits(&mut poll);
-            running = Some(poll);
+            running = Some(e.poll_waits(e.fd, POLLOUT));
         });
         t.server(|e| e.drains());
         t.client(|e| {
-            if let Some(poll) = running {
-                e.finish(poll);
-            }
+            e.finish(running);
         });
     }),
     Case("poll wakes when data comes", |t| {
         t.connected();
         let mut running = None;
         t.server(|e| {
-            let fd = e.fd;
-            let mut poll = e.start("poll", move || sys::poll(fd, POLLIN, -1));
-            e.waits(&mut poll);
-            running = Some(poll);
+            running = Some(e.poll_waits(e.fd, POLLIN));
         });
         t.client(|e| e.sends(b"hello"));
         t.server(|e| {
-            if let Some(poll) = running {
-                e.finish(poll);
-            }
+            e.finish(running);
         });
     }),
     Case("POLLRDHUP wakes at the end", |t| {
         t.connected();
         let mut running = None;
         t.server(|e| {
-            let fd = e.fd;
-            let mut poll = e.start("poll", move || sys::poll(fd, POLLRDHUP, -1));
-            e.waits(&mut poll);
-            running = Some(poll);
+            running = Some(e.poll_waits(e.fd, POLLRDHUP));
         });
         t.client(|e| {
             see!(e, shutdown(e.fd, SHUT_WR));
         });
         t.server(|e| {
-            if let Some(poll) = running {
-                e.finish(poll);
-            }
+            e.finish(running);
         });
     }),
     Case("POLLHUP wakes at a reset", |t| {
         t.connected();
         let mut running = None;
         t.server(|e| {
-            let fd = e.fd;
-            let mut poll = e.start("poll", move || sys::poll(fd, 0, -1));
-            e.waits(&mut poll);
-            running = Some(poll);
+            running = Some(e.poll_waits(e.fd, 0));
         });
         t.client(End::abort);
         t.server(|e| {
-            if let Some(poll) = running {
-                e.finish(poll);
-            }
+            e.finish(running);
         });
     }),
     Case("epoll, level-triggered", |t| {

@@ -2,7 +2,7 @@
 //! Receiving.
 
 use super::Case;
-use crate::end::{End, Running};
+use crate::end::End;
 use crate::see;
 use crate::short::class;
 use crate::sys;
@@ -58,10 +58,10 @@ pub const CASES: &[Case] = &[
     Case("MSG_PEEK waits", |t| {
         t.connected();
         let (mut running, fd) = (None, t.fd);
-        t.server(|e| running = Some(waiting(e, fd, 10, MSG_PEEK)));
+        t.server(|e| running = Some(e.receive_waits(fd, 10, MSG_PEEK)));
         t.client(|e| e.sends(b"hello"));
         t.server(|e| {
-            finish(e, running);
+            e.finish(running);
             e.receives(10);
         });
     }),
@@ -86,27 +86,27 @@ pub const CASES: &[Case] = &[
     Case("MSG_WAITALL", |t| {
         hello(t);
         let (mut running, fd) = (None, t.fd);
-        t.server(|e| running = Some(waiting(e, fd, 10, MSG_WAITALL)));
+        t.server(|e| running = Some(e.receive_waits(fd, 10, MSG_WAITALL)));
         t.client(|e| e.sends(b"world"));
-        t.server(|e| finish(e, running));
+        t.server(|e| e.finish(running));
     }),
     Case("MSG_WAITALL and the end", |t| {
         hello(t);
         let (mut running, fd) = (None, t.fd);
-        t.server(|e| running = Some(waiting(e, fd, 10, MSG_WAITALL)));
+        t.server(|e| running = Some(e.receive_waits(fd, 10, MSG_WAITALL)));
         t.client(End::close);
         t.server(|e| {
-            finish(e, running);
+            e.finish(running);
             e.receives(10);
         });
     }),
     Case("MSG_WAITALL and a reset", |t| {
         hello(t);
         let (mut running, fd) = (None, t.fd);
-        t.server(|e| running = Some(waiting(e, fd, 10, MSG_WAITALL)));
+        t.server(|e| running = Some(e.receive_waits(fd, 10, MSG_WAITALL)));
         t.client(End::abort);
         t.server(|e| {
-            finish(e, running);
+            e.finish(running);
             e.receives(10);
             e.receives(10);
         });
@@ -260,13 +260,13 @@ pub const CASES: &[Case] = &[
         let mut running = None;
         t.server(|e| {
             sys::handle(SIGUSR1, true).ok();
-            let mut recv = waiting(e, e.fd, 10, 0);
+            let mut recv = e.receive_waits(e.fd, 10, 0);
             recv.signal(SIGUSR1);
             e.waits(&mut recv);
             running = Some(recv);
         });
         t.client(|e| e.sends(b"hello"));
-        t.server(|e| finish(e, running));
+        t.server(|e| e.finish(running));
     }),
     Case(
         "receive with SO_RCVTIMEO and a signal with SA_RESTART",
@@ -287,10 +287,10 @@ pub const CASES: &[Case] = &[
         t.client(|e| e.sends(b"hello"));
         t.server(|e| {
             e.polls();
-            running = Some(waiting(e, fd, 20, 0));
+            running = Some(e.receive_waits(fd, 20, 0));
         });
         t.client(|e| e.sends(b"worldworld"));
-        t.server(|e| finish(e, running));
+        t.server(|e| e.finish(running));
     }),
     Case("SO_RCVLOWAT: poll waits", |t| {
         t.connected();
@@ -424,29 +424,16 @@ pub const CASES: &[Case] = &[
     Case("receive wakes at the end", |t| {
         t.connected();
         let (mut running, fd) = (None, t.fd);
-        t.server(|e| running = Some(waiting(e, fd, 10, 0)));
+        t.server(|e| running = Some(e.receive_waits(fd, 10, 0)));
         t.client(End::close);
-        t.server(|e| finish(e, running));
+        t.server(|e| e.finish(running));
     }),
 ];
-
-/// A recv() that waits.
-fn waiting(e: &End, fd: i32, size: usize, flags: i32) -> Running {
-    let mut recv = e.start("recv", move || sys::recv(fd, size, flags));
-    e.waits(&mut recv);
-    recv
-}
-
-fn finish(e: &End, running: Option<Running>) {
-    if let Some(running) = running {
-        e.finish(running);
-    }
-}
 
 /// A recv() that is interrupted.
 fn interrupted(e: &End, restart: bool, size: usize, flags: i32) {
     sys::handle(SIGUSR1, restart).ok();
-    let recv = waiting(e, e.fd, size, flags);
+    let recv = e.receive_waits(e.fd, size, flags);
     recv.signal(SIGUSR1);
     e.finish(recv);
 }

@@ -236,9 +236,7 @@ pub const CASES: &[Case] = &[
 fn wakes_reader(t: &mut End, how: i32) {
     t.connected();
     t.server(|e| {
-        let fd = e.fd;
-        let mut recv = e.start("recv", move || sys::recv(fd, 10, 0));
-        e.waits(&mut recv);
+        let recv = e.receive_waits(e.fd, 10, 0);
         see!(e, shutdown(e.fd, how));
         e.finish(recv);
     });
@@ -247,9 +245,7 @@ fn wakes_reader(t: &mut End, how: i32) {
 fn wakes_poll(t: &mut End, how: i32) {
     t.connected();
     t.server(|e| {
-        let fd = e.fd;
-        let mut poll = e.start("poll", move || sys::poll(fd, POLLIN | POLLRDHUP, -1));
-        e.waits(&mut poll);
+        let poll = e.poll_waits(e.fd, POLLIN | POLLRDHUP);
         see!(e, shutdown(e.fd, how));
         e.finish(poll);
     });
