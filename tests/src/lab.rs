@@ -133,7 +133,7 @@ impl Lab {
 
     /// Whether the guests' kernel has the defects mended that guest/linux-patches/smc is about.
     pub fn is_mended(&self) -> bool {
-        !self.kernel.starts_with("mainline")
+        self.kernel.starts_with("mended")
     }
 
     /// The VMM's program.

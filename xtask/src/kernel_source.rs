@@ -120,7 +120,8 @@ impl Source {
     pub fn patched(&self, cache: &Cache, patches: &Path, unfit: Unfit) -> Result<Source> {
         ensure!(
             !self.changes,
-            "the patches of {} are for Debian's source; leave --kernel-src out, or apply them to {} yourself",
+            "the patches of {} are for Debian's source; leave --kernel-src out, or apply them to {} \
+             yourself and leave --kernel out",
             patches.display(),
             self.folder.display()
         );
@@ -179,7 +180,7 @@ fn check_sums(patches: &Path, tree: &Path) -> Result<()> {
     command.current_dir(tree).env("LC_ALL", "C");
     process::output(&mut command).map(drop).with_context(|| {
         format!(
-            "the patches of {} were made for another version than {}",
+            "the patches of {} were made for another version than {}; leave --kernel mended out",
             patches.display(),
             tree.display()
         )

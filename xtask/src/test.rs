@@ -239,6 +239,7 @@ fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
 /// The suite of guests, and ivpci on QEMU's own ivshmem device.
 fn two_guests(prepared: &Prepared, options: &Options) -> Result<Tally> {
     heading("tests with guests");
+    let limit = LIMITS[usize::from(options.flavour.kernel.is_debug())];
     let runs: Vec<(String, &str)> = match &options.filter {
         Some(filter) => vec![("test".into(), filter)],
         None => GROUPS
@@ -247,7 +248,17 @@ fn two_guests(prepared: &Prepared, options: &Options) -> Result<Tally> {
     };
     let mut tally = Tally::default();
     for (name, filter) in runs {
-        tally += suite(prepared, options, &name, filter)?;
+        let outcome = run::runner(
+            prepared,
+            &options.run,
+            &prepared.programs.lab,
+            &name,
+            &["suite".to_owned(), filter.to_owned()],
+            limit,
+        )?;
+        let output = fs::read(&outcome.log)?;
+        tally += Tally::of_output(&String::from_utf8_lossy(&output), outcome.status == 0);
+        tally += kernels_reports(&outcome, "no report of the guests' kernels")?;
     }
 
     if options.filter.is_none() {
@@ -259,33 +270,12 @@ fn two_guests(prepared: &Prepared, options: &Options) -> Result<Tally> {
             &prepared.programs.lab,
             "test-qemu",
             &arguments,
-            limit(prepared),
+            limit,
         )?;
         tally += verdict("ivpci in two QEMU guests", outcome.status == 0);
         tally += kernels_reports(&outcome, "no report of QEMU's guests' kernels")?;
     }
     Ok(tally)
-}
-
-/// The tests with guests whose names contain `filter`; `name` names the folder of their logs.
-fn suite(prepared: &Prepared, options: &Options, name: &str, filter: &str) -> Result<Tally> {
-    let outcome = run::runner(
-        prepared,
-        &options.run,
-        &prepared.programs.lab,
-        name,
-        &["suite".to_owned(), filter.to_owned()],
-        limit(prepared),
-    )?;
-    let output = fs::read(&outcome.log)?;
-    let mut tally = Tally::of_output(&String::from_utf8_lossy(&output), outcome.status == 0);
-    tally += kernels_reports(&outcome, "no report of the guests' kernels")?;
-    Ok(tally)
-}
-
-/// How long a run of tests with guests may take.
-fn limit(prepared: &Prepared) -> Duration {
-    LIMITS[usize::from(prepared.guest_kernel.flavour.is_debug())]
 }
 
 /// The test that nothing went wrong in the kernels of a run.

@@ -107,7 +107,7 @@ pub struct Run {
 impl Run {
     /// Whether the kernel has the patches of guest/linux-patches/smc.
     pub fn is_mended(&self) -> bool {
-        !self.kernel.starts_with("mainline")
+        self.kernel.starts_with("mended")
     }
 
     /// What was seen of the case of this name.
