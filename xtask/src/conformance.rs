@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
+use crate::cache::Cache;
 use crate::kernel::Flavour;
 use crate::run::{self, RunOptions};
 use crate::setup::{self, KernelSource};
@@ -39,6 +40,8 @@ pub fn main(options: &Options) -> Result<()> {
     options.run.check()?;
     let mut last = None;
     for flavour in &options.kernel {
+        // It has the cache locked.
+        drop(last.take());
         let prepared = setup::prepare(&options.source, *flavour)?;
         let run = if options.qemu {
             run::runner_here
@@ -60,9 +63,7 @@ pub fn main(options: &Options) -> Result<()> {
             flavour.name(),
             outcome.out.display()
         );
-        let kept = prepared
-            .cache
-            .path(format!("conformance-{}", flavour.name()));
+        let kept = kept(&prepared.cache, *flavour);
         cache::remove(&kept)?;
         fs::create_dir_all(&kept)?;
         for file in results(&outcome.out)? {
@@ -74,9 +75,7 @@ pub fn main(options: &Options) -> Result<()> {
     let prepared = last.context("no kernel was given")?;
     let mut files = Vec::new();
     for flavour in [Flavour::Mainline, Flavour::Mended] {
-        let kept = prepared
-            .cache
-            .path(format!("conformance-{}", flavour.name()));
+        let kept = kept(&prepared.cache, flavour);
         if kept.is_dir() {
             files.append(&mut results(&kept)?);
         }
@@ -91,6 +90,11 @@ pub fn main(options: &Options) -> Result<()> {
     )?;
     println!("{}", page.display());
     Ok(())
+}
+
+/// The folder with what was last seen on a kernel.
+fn kept(cache: &Cache, flavour: Flavour) -> PathBuf {
+    cache.path(format!("conformance-{}", flavour.name()))
 }
 
 /// What runs have seen, in the files of a folder.
