@@ -14,6 +14,7 @@ use crate::attack::{self, kinds, links};
 use crate::attacker::Attacker;
 use crate::guest::SMC_PORT;
 use crate::lab::Lab;
+use crate::measure;
 use crate::mesh::{Ends, Holdings, Mesh, Pace};
 use crate::pair::{LINK_TIME, traffic_command};
 use crate::vmm::Vmm;
@@ -246,9 +247,7 @@ fn one(scene: &mut Scene<'_>, part: fn(&mut Scene<'_>) -> Result<String>) -> Res
 }
 
 fn median(samples: &[Sample], value: impl Fn(&Sample) -> f64) -> f64 {
-    let mut values: Vec<f64> = samples.iter().map(value).collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    measure::median(&samples.iter().map(value).collect::<Vec<_>>())
 }
 
 impl Scene<'_> {
