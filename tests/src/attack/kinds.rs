@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Descriptors of every kind, in every message.
 
-use super::link::{hello, high, name};
+use super::place::Place;
 use super::{PATIENCE, Target, eventfd, owned, say};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -37,24 +37,6 @@ struct Kind {
     /// What it is one end of.
     _rest: Option<OwnedFd>,
 }
-
-/// Where it is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Hello,
-    OffersWindow,
-    OffersDoorbell,
-    AcceptsDoorbell,
-    Bye,
-}
-
-const PLACES: [Place; 5] = [
-    Place::Hello,
-    Place::OffersWindow,
-    Place::OffersDoorbell,
-    Place::AcceptsDoorbell,
-    Place::Bye,
-];
 
 /// What came of it.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -265,7 +247,7 @@ pub fn hand_over(target: &Target) -> Result<()> {
     say("ready")?;
     let mut number = 1 << 32;
     for kind in &kinds {
-        for place in PLACES {
+        for place in Place::IN_MESSAGES {
             number += 1;
             one(target, kind, place, number, good, &mut report)?;
             std::thread::sleep(PAUSE);
@@ -280,34 +262,20 @@ fn one(
     kind: &Kind,
     place: Place,
     number: u64,
-    (window, bell): (RawFd, RawFd),
+    good: (RawFd, RawFd),
     report: &mut Report,
 ) -> Result<()> {
-    let (fd, window_shift) = (kind.fd.as_raw_fd(), target.window_shift);
-    let own = if place == Place::AcceptsDoorbell {
-        high(number)
-    } else {
-        name(number)
-    };
-    let hello = hello(own, window_shift);
-    let offer = Message::Offer {
-        window_shift,
-        vectors: 1,
-    };
-    let accept = Message::Accept { vectors: 1 };
-    let bye = Message::Bye(Bye::Closing);
-    let (message, descriptors, is_good) = match place {
-        Place::Hello => (hello, vec![fd], false),
-        Place::OffersWindow => (offer, vec![fd, bell], kind.good == Good::AsWindow),
-        Place::OffersDoorbell => (offer, vec![window, fd], kind.good == Good::AsDoorbell),
-        Place::AcceptsDoorbell => (accept, vec![fd], kind.good == Good::AsDoorbell),
-        Place::Bye => (bye, vec![fd], false),
+    let is_good = match place {
+        Place::OffersWindow => kind.good == Good::AsWindow,
+        Place::OffersDoorbell | Place::AcceptsDoorbell => kind.good == Good::AsDoorbell,
+        _ => false,
     };
     let client = Client::connect(&target.socket, PATIENCE)?;
-    if !matches!(place, Place::Hello | Place::Bye) {
-        client.send(&hello.encode(), &[])?;
+    for (bytes, descriptors) in
+        place.packets(kind.fd.as_raw_fd(), good, number, target.window_shift)
+    {
+        client.send_soon(&bytes, &descriptors, PATIENCE)?;
     }
-    client.send_soon(&message.encode(), &descriptors, PATIENCE)?;
     let is_link = is_good && is_link(&client, place)?;
     let reason = if is_link {
         drop(client);

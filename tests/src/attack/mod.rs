@@ -10,6 +10,7 @@
 //! | [`links`] | has links that come and go |
 //! | [`gids`] | says that it is another guest |
 //! | [`kinds`] | hands over descriptors of every kind, everywhere |
+//! | [`place`] | where a descriptor can be |
 //! | [`link`](mod@link) | a link of its own |
 //! | [`last`] | all that can be in a device's way when its VMM ends |
 
@@ -19,6 +20,7 @@ pub mod kinds;
 pub mod last;
 pub mod link;
 pub mod links;
+pub mod place;
 pub mod writing;
 
 use anyhow::{Context, Result, ensure};
