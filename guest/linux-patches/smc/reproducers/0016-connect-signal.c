@@ -46,10 +46,10 @@ static void works(int protocol, int client, int listener)
 	close(server);
 }
 
-static void restarted(int protocol, char *result)
+static void restarted_to(int server, int protocol, char *result)
 {
 	struct sockaddr_in address;
-	int listener = repro_listen(protocol, &address), round;
+	int listener = repro_listen(server, &address), round;
 
 	for (round = 0; round < ROUNDS; round++) {
 		int client = NEED(socket(AF_INET, SOCK_STREAM, protocol));
@@ -59,9 +59,14 @@ static void restarted(int protocol, char *result)
 		signals(SA_RESTART, 0);
 		if (strcmp(result, "0"))
 			break;
-		works(protocol, client, listener);
+		works(server, client, listener);
 		close(client);
 	}
+}
+
+static void restarted(int protocol, char *result)
+{
+	restarted_to(protocol, protocol, result);
 }
 
 /* the handshake of SMC takes long: the server's system does not answer before a thread of it has run */
@@ -93,20 +98,7 @@ static void not_restarted(int protocol, char *result)
 /* a server without SMC */
 static void fallen_back(int protocol, char *result)
 {
-	struct sockaddr_in address;
-	int listener = repro_listen(IPPROTO_TCP, &address), round;
-
-	for (round = 0; round < ROUNDS; round++) {
-		int client = NEED(socket(AF_INET, SOCK_STREAM, protocol));
-
-		signals(SA_RESTART, 500);
-		add(result, repro_value(connection(client, &address)));
-		signals(SA_RESTART, 0);
-		if (strcmp(result, "0"))
-			break;
-		works(IPPROTO_TCP, client, listener);
-		close(client);
-	}
+	restarted_to(IPPROTO_TCP, protocol, result);
 }
 
 static void waits_on(int protocol, char *result)
