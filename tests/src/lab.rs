@@ -8,6 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+use tempfile::TempDir;
 
 /// Where the guests run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +64,7 @@ pub struct Lab {
     pub kernel: String,
     /// What connects them.
     pub network: Network,
+    sockets: TempDir,
     boots: AtomicU32,
 }
 
@@ -102,6 +104,8 @@ impl Lab {
             vmm,
             kernel: variable("IVSMC_KERNEL")?,
             network,
+            // Not by the process's ID: where nothing is to stay behind, in a PID namespace, it is always 1.
+            sockets: TempDir::with_prefix_in("ivsmc-lab.", "/tmp")?,
             boots: AtomicU32::new(0),
         })
     }
@@ -115,10 +119,8 @@ impl Lab {
     }
 
     /// The folder for the sockets of VMMs. It is short, as socket paths have to be, and not on 9p, which has none.
-    pub fn run_folder(&self) -> Result<PathBuf> {
-        let folder = PathBuf::from(format!("/tmp/ivsmc-lab.{}", std::process::id()));
-        std::fs::create_dir_all(&folder)?;
-        Ok(folder)
+    pub fn run_folder(&self) -> &Path {
+        self.sockets.path()
     }
 
     /// How long a guest may take to boot. A debug kernel in the lab takes its time.
@@ -142,15 +144,6 @@ impl Lab {
             VmmKind::Reference => self.stage.join("vmm-reference"),
             VmmKind::CloudHypervisor => self.stage.join("cloud-hypervisor"),
             VmmKind::Qemu => PathBuf::from("qemu-system-x86_64"),
-        }
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        if let Ok(folder) = self.run_folder() {
-            // What is left in it are sockets of VMMs that are gone.
-            let _ = std::fs::remove_dir_all(folder);
         }
     }
 }

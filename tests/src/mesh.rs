@@ -103,7 +103,7 @@ impl<'a> Mesh<'a> {
         option: impl Fn(usize) -> String,
     ) -> Result<Self> {
         // What else is in the run folder is no device's.
-        let folder = lab.run_folder()?.join("mesh");
+        let folder = lab.run_folder().join("mesh");
         // An earlier mesh that failed may have left it.
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir(&folder)?;

@@ -127,7 +127,7 @@ fn send(stream: &UnixStream, id: i64, fd: Option<BorrowedFd<'_>>) -> io::Result<
 
 /// Boots two QEMU guests that share an ivshmem-doorbell device.
 pub fn boot(lab: &Lab) -> Result<Pair> {
-    let socket = lab.run_folder()?.join("ivshmem");
+    let socket = lab.run_folder().join("ivshmem");
     serve(&socket)?;
     // Two processors: for a VM with one QEMU's emulation leaves barriers out, and then the two VMs, which are
     // two threads of this machine after all, miss each other's wake-ups now and then.

@@ -88,7 +88,7 @@ impl Vmm {
     /// Moves its guest to another one, which has none.
     pub fn migrate(&self, lab: &Lab, receiver: &Vmm, local: bool) -> Result<()> {
         let (source, receiver) = (self.api()?, receiver.api()?);
-        let socket = lab.run_folder()?.join("migration");
+        let socket = lab.run_folder().join("migration");
         let url = format!("unix:{}", socket.display());
         // The receiver of an earlier migration has left it.
         let _ = std::fs::remove_file(&socket);
@@ -144,7 +144,7 @@ impl Vmm {
         let api = if lab.vmm == VmmKind::CloudHypervisor {
             // Sockets need a short path, and a file system that has them.
             let name = folder.file_name().context("a folder without a name")?;
-            let socket = lab.run_folder()?.join(name).with_extension("api");
+            let socket = lab.run_folder().join(name).with_extension("api");
             command
                 .arg("--api-socket")
                 .arg(prefixed("path=", &socket))
@@ -226,7 +226,7 @@ impl Vmm {
         let Some(api) = &self.api else {
             return self.device_state();
         };
-        let folder = lab.run_folder()?.join("no-snapshot");
+        let folder = lab.run_folder().join("no-snapshot");
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir(&folder)?;
         let url = format!("file://{}", folder.display());

@@ -6,7 +6,6 @@ use super::{PATIENCE, Target, eventfd, say, wait, wait_until};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
 use std::time::Duration;
 use vmm_device_ivsmc::peer::{self, Client, Fuse, Lingering};
 
@@ -75,9 +74,8 @@ fn linger(
 
 /// Files of a FUSE file system. That they are closed while others have them makes no difference.
 pub fn fuse(target: &Target) -> Result<()> {
-    let folder = PathBuf::from(format!("/tmp/fuse.{}", std::process::id()));
-    std::fs::create_dir(&folder)?;
-    let mut fuse = Fuse::mount(&folder).context("FUSE")?;
+    let folder = tempfile::tempdir()?;
+    let mut fuse = Fuse::mount(folder.path()).context("FUSE")?;
     let files = Place::ALL.map(|place| fuse.open(&format!("{place:?}")));
     fuse.silence();
     target.become_user()?;

@@ -126,10 +126,10 @@ fn kinds(size: u64) -> Result<Vec<Kind>> {
         none,
         Some(other.into()),
     );
-    let socket = format!("/tmp/kinds.{}", std::process::id());
+    let folder = tempfile::tempdir()?;
     add(
         "Unix socket that listens",
-        Ok(UnixListener::bind(&socket)?.into()),
+        Ok(UnixListener::bind(folder.path().join("socket"))?.into()),
         none,
         None,
     );

@@ -46,7 +46,7 @@ pub(super) fn add(suite: &mut Suite) {
         fixture.with_pair(Mode::NoCopy, |pair| bad_requests_are_named(pair, bad))
     });
     suite.add_for_cloud_hypervisor("cloud_hypervisor::hostile_peers", |fixture| {
-        let path = fixture.lab.run_folder()?.join("a");
+        let path = fixture.lab.run_folder().join("a");
         fixture.with_pair(Mode::NoCopy, |pair| hostile_peers(pair, &path))
     });
     suite.add_for_cloud_hypervisor("cloud_hypervisor::bars_are_moved", |fixture| {
@@ -156,7 +156,7 @@ fn hotplug(lab: &Lab) -> Result<()> {
     let (a, b) = (guest("a", 2), guest("b", 3));
     let (a, b) = (a.start(lab)?, b.start(lab)?);
     let mut pair = Pair::unlinked(a.ready()?, b.ready()?);
-    let result = hotplug_rounds(&mut pair, &lab.run_folder()?).and_then(|()| pair.check_health());
+    let result = hotplug_rounds(&mut pair, lab.run_folder()).and_then(|()| pair.check_health());
     result.map_err(|error| pair.explain(error))
 }
 
@@ -263,7 +263,7 @@ fn pause_and_resume(pair: &mut Pair) -> Result<()> {
 
 /// Landlock lets a device do what it has to: make and remove its socket, look into its folder of peers, join.
 fn landlock(lab: &Lab) -> Result<()> {
-    let folder = lab.run_folder()?.join("landlock");
+    let folder = lab.run_folder().join("landlock");
     std::fs::create_dir(&folder)?;
     let option = |name: &str| format!("path={0}/{name},peer={0},id={ID}", folder.display());
     let guest = |name, host| Guest::new(name, host).ivsmc(option(name)).landlocked();
@@ -320,7 +320,7 @@ fn wait_for_event(vmm: &Vmm, kind: &str, before: usize) -> Result<Value> {
 }
 
 fn snapshot_under_load(lab: &Lab) -> Result<()> {
-    let folder = lab.run_folder()?.join("snapshot");
+    let folder = lab.run_folder().join("snapshot");
     let [guest, _] = Pair::guests(lab)?;
     let mut pair = Pair::boot(lab)?;
     let result = (|| {

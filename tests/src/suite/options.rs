@@ -45,7 +45,7 @@ impl Bad {
 
 /// What breaks each rule that there is.
 pub(super) fn bad_ones(lab: &Lab) -> Result<Vec<Bad>> {
-    let folder = lab.run_folder()?;
+    let folder = lab.run_folder();
     let socket = |name: &str| folder.join(name).display().to_string();
     let (path, peer) = (socket("bad"), socket("peer"));
     let long = format!("/tmp/{}", "x".repeat(120));
@@ -182,7 +182,7 @@ fn bad_ones_are_named(lab: &Lab) -> Result<()> {
 }
 
 fn path_in_use(lab: &Lab) -> Result<()> {
-    let folder = lab.run_folder()?;
+    let folder = lab.run_folder();
     let path = folder.join("used").display().to_string();
     let option = format!("path={path},peer={}", folder.join("nobody").display());
     let guest = Guest::new("user", 8)

@@ -48,7 +48,7 @@ pub(super) fn add(suite: &mut Suite) {
     });
     suite.add_for_cloud_hypervisor("splice::to_disk", |fixture| {
         fixture.without_pair(|lab| {
-            let image = lab.run_folder()?.join("disk");
+            let image = lab.run_folder().join("disk");
             File::create(&image)?.set_len(64 << 20)?;
             let [a, b] = Pair::guests(lab)?;
             with_guests(lab, &[a, b.disk(image)], to_disk)
