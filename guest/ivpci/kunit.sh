@@ -68,12 +68,13 @@ timeout "${TIMEOUT:-300}" "$build/um/linux" mem=256M con=null con0=fd:0,fd:1 \
 	initrd="$build/initrd.cpio" loglevel=8 kunit.enable=1 \
 	kunit.autorun=1 </dev/null \
 	>"$build/console.log" 2>&1 || true
-sed -n 's/^\(\[[ 0-9.]*\] \)\?//; /^KTAP/,/^\(not \)\?ok /p' \
+sed -n 's/^\(\[[ 0-9.]*\] \)\?//; /^KTAP/,/^\(not \)\?ok 2 /p' \
 	"$build/console.log" >"$build/ktap.log"
 cat "$build/ktap.log"
 
 if grep -q '^ *not ok ' "$build/ktap.log" ||
    ! grep -q '^ok 1 ivpci$' "$build/ktap.log" ||
+   ! grep -q '^ok 2 ivpci-poll$' "$build/ktap.log" ||
    grep -q 'BUG:\|WARNING:\|Kernel panic' "$build/console.log"; then
 	tail -n 20 "$build/console.log" >&2
 	exit 1
