@@ -51,9 +51,8 @@ impl Pair {
     /// The two guests, not booted.
     pub fn guests(lab: &Lab) -> Result<[Guest; 2]> {
         let folder = lab.run_folder();
-        let guest = |name: &str, peer: &str, host| {
-            Guest::new(name, host).ivsmc(option(folder, name, peer))
-        };
+        let guest =
+            |name: &str, peer: &str, host| Guest::new(name, host).ivsmc(option(folder, name, peer));
         Ok([guest("a", "b", 2), guest("b", "a", 3)])
     }
 

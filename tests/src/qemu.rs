@@ -8,10 +8,11 @@
 use crate::guest::{Guest, Mode};
 use crate::lab::Lab;
 use crate::pair::{BOTH, Pair};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Duration;
@@ -31,10 +32,9 @@ struct Client {
     vectors: Vec<OwnedFd>,
 }
 
-/// Serves ivshmem clients, which get the IDs 0, 1 and so on, until the process ends.
-pub fn serve(path: &Path) -> Result<()> {
+/// Serves ivshmem clients, which get the IDs 0, 1 and so on and all the same memory, until the process ends.
+fn serve(path: &Path, memory: File) -> Result<()> {
     let listener = UnixListener::bind(path).with_context(|| path.display().to_string())?;
-    let memory = memory()?;
     std::thread::Builder::new().spawn(move || {
         let mut clients: Vec<Client> = Vec::new();
         for stream in listener.incoming() {
@@ -127,8 +127,13 @@ fn send(stream: &UnixStream, id: i64, fd: Option<BorrowedFd<'_>>) -> io::Result<
 
 /// Boots two QEMU guests that share an ivshmem-doorbell device.
 pub fn boot(lab: &Lab) -> Result<Pair> {
+    boot_with(lab, memory()?)
+}
+
+/// The same; the device has this memory.
+fn boot_with(lab: &Lab, memory: File) -> Result<Pair> {
     let socket = lab.run_folder().join("ivshmem");
-    serve(&socket)?;
+    serve(&socket, memory)?;
     // Two processors: for a VM with one QEMU's emulation leaves barriers out, and then the two VMs, which are
     // two threads of this machine after all, miss each other's wake-ups now and then.
     let guest = |name: &str, host| {
@@ -143,10 +148,13 @@ pub fn boot(lab: &Lab) -> Result<Pair> {
     Pair::of(a.ready()?, b.ready()?)
 }
 
-/// ivpci carries SMC-D between two such guests.
+/// ivpci carries SMC-D between two such guests, and leaves a device alone that it was not told to take.
 pub fn two_guests(lab: &Lab) -> Result<()> {
-    let mut pair = boot(lab)?;
-    traffic(&mut pair).map_err(|error| pair.explain(error))?;
+    let memory = memory()?;
+    let mut pair = boot_with(lab, memory.try_clone()?)?;
+    traffic(&mut pair)
+        .and_then(|()| not_asked_for(&mut pair, &memory))
+        .map_err(|error| pair.explain(error))?;
     println!("ivpci carries SMC-D between two QEMU guests with ivshmem-doorbell");
     Ok(())
 }
@@ -160,5 +168,29 @@ fn traffic(pair: &mut Pair) -> Result<()> {
         }
         pair.check_health()?;
     }
+    Ok(())
+}
+
+/// What some other program has in an ivshmem device's memory is not ivpci's to clear.
+fn not_asked_for(pair: &mut Pair, memory: &File) -> Result<()> {
+    let others = vec![0xa5; MEMORY as usize];
+    for guest in [&mut pair.a, &mut pair.b] {
+        guest.load_driver(Mode::Off)?;
+    }
+    memory.write_all_at(&others, 0)?;
+    for guest in [&mut pair.a, &mut pair.b] {
+        guest.shell("insmod /lib/modules/ivpci.ko")?;
+        let bound = guest.shell("ls /sys/bus/pci/drivers/ivpci")?;
+        ensure!(
+            !bound.contains(':'),
+            "ivpci has taken an ivshmem device without ivshmem=1: {bound}"
+        );
+    }
+    let mut now = vec![0; MEMORY as usize];
+    memory.read_exact_at(&mut now, 0)?;
+    ensure!(
+        now == others,
+        "ivpci has written to an ivshmem device that it does not have"
+    );
     Ok(())
 }
