@@ -47,6 +47,10 @@ pub struct RunOptions {
     /// Where the guests run [default: on this machine's KVM if it has one, else in the lab VM]
     #[arg(long, value_enum, value_name = "PLATFORM")]
     platform: Option<Platform>,
+    /// Have the lab VM's processors take turns on one of this machine's. Half as fast, but QEMU does not lose the lab VM,
+    /// which it does else about once in fifteen minutes.
+    #[arg(long)]
+    steady: bool,
 }
 
 impl RunOptions {
@@ -186,6 +190,7 @@ fn runner_in_lab(
         log: &outcome.log,
         out: &outcome.out,
         limit,
+        steady: options.steady,
     };
     let status = lab_vm.run()?;
     Ok(Outcome { status, ..outcome })
