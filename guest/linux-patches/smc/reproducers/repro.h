@@ -179,6 +179,86 @@ static inline void repro_pair(int protocol, int ends[2])
 	}
 }
 
+static inline int repro_connect(int fd, const struct sockaddr_in *address)
+{
+	return connect(fd, (const struct sockaddr *)address, sizeof(*address));
+}
+
+/* adds what a call gave to a result */
+static inline void repro_add(char *result, const char *value)
+{
+	sprintf(result + strlen(result), "%s%s", *result ? ", " : "", value);
+}
+
+/* the error that a socket keeps */
+static inline const char *repro_kept_error(int fd)
+{
+	socklen_t length = sizeof(int);
+	int error;
+
+	NEED(getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length));
+	return repro_error(error);
+}
+
+/* an address that never answers: of a listener whose queue is full, which drops every SYN */
+static inline void repro_silent(struct sockaddr_in *address)
+{
+	socklen_t length = sizeof(*address);
+	int listener = NEED(socket(AF_INET, SOCK_STREAM, 0));
+	int tries;
+
+	memset(address, 0, sizeof(*address));
+	address->sin_family = AF_INET;
+	address->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	NEED(bind(listener, (struct sockaddr *)address, length));
+	NEED(listen(listener, 0));
+	NEED(getsockname(listener, (struct sockaddr *)address, &length));
+	for (tries = 0; tries < 8; tries++) {
+		struct pollfd writable = { .events = POLLOUT };
+
+		writable.fd = NEED(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
+		repro_connect(writable.fd, address);
+		if (!poll(&writable, 1, 200))
+			return;
+	}
+	repro_fail("every connection gets an answer");
+}
+
+/* an address at which nobody listens: bound, so that nobody else comes */
+static inline void repro_nobody(int protocol, struct sockaddr_in *address)
+{
+	socklen_t length = sizeof(*address);
+	int holder = NEED(socket(AF_INET, SOCK_STREAM, protocol));
+
+	memset(address, 0, sizeof(*address));
+	address->sin_family = AF_INET;
+	address->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	NEED(bind(holder, (struct sockaddr *)address, length));
+	NEED(getsockname(holder, (struct sockaddr *)address, &length));
+}
+
+/* the names of poll()'s events */
+static inline const char *repro_events(short events)
+{
+	static char text[64];
+
+	snprintf(text, sizeof(text), "%s%s%s%s%s", events & POLLIN ? "IN " : "", events & POLLOUT ? "OUT " : "",
+		 events & POLLERR ? "ERR " : "", events & POLLHUP ? "HUP " : "", events & POLLRDHUP ? "RDHUP " : "");
+	if (!*text)
+		return "0";
+	text[strlen(text) - 1] = 0;
+	return text;
+}
+
+/* what poll() says of a descriptor */
+static inline const char *repro_poll(int fd, int milliseconds)
+{
+	struct pollfd polled = { .fd = fd, .events = POLLIN | POLLOUT | POLLRDHUP };
+
+	NEED(poll(&polled, 1, milliseconds));
+	return repro_events(polled.revents);
+}
+
 /* one request to a generic netlink family, and its answer, which is in a buffer of this function's */
 static inline struct nlmsghdr *repro_generic(int family, int command, int attribute, const void *value, int length)
 {
