@@ -392,28 +392,33 @@ pub const CASES: &[Case] = &[
                     let fd = e.stream();
                     e.must("connect", sys::connect(fd, &e.to()));
                     e.prove_first(fd, round);
-                    e.must("send", sys::send(fd, &vec![b'x'; 1 + round * 97], 0));
+                    // It begins with its length: who is accepted first is chance.
+                    let mut bytes = vec![b'x'; 4 + round * 97];
+                    let length = bytes.len() as u32;
+                    bytes[..4].copy_from_slice(&length.to_le_bytes());
+                    e.must("send", sys::send(fd, &bytes, 0));
                     e.must("close", sys::close(fd));
                 }
                 e.note("sent all");
             },
             |e| {
                 let mut short = 0;
-                for round in 0..100 {
+                for _ in 0..100 {
                     e.begin("recv");
                     let fd = e.must("accept", sys::accept(e.listener)) as sys::Fd;
-                    let mut got = 0;
+                    let mut got = Vec::new();
                     loop {
                         match sys::recv(fd, 1 << 16, 0) {
                             Ok(more) if more.0.is_empty() => break,
-                            Ok(more) => got += more.0.len(),
+                            Ok(more) => got.extend(more.0),
                             Err(error) => {
                                 e.note(&format!("recv={error}"));
                                 break;
                             }
                         }
                     }
-                    short += usize::from(got != 1 + round * 97);
+                    let length = got.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
+                    short += usize::from(length != Some(got.len() as u32));
                     e.must("close", sys::close(fd));
                 }
                 let short = if short == 0 { "none" } else { "some" };
