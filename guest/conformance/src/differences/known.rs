@@ -302,6 +302,7 @@ pub const KNOWN: &[Known] = &[
             "blocking sendmsg of 3,000,000 bytes",
             "blocking writev of 3,000,000 bytes in 8 parts",
             "blocking send of 1,048,576 bytes",
+            "send blocked half way and a signal",
         ],
     },
     Known {
