@@ -20,7 +20,7 @@ static void blocking(int protocol, char *result)
 	struct sockaddr_in address;
 	int client = NEED(socket(AF_INET, SOCK_STREAM, protocol));
 
-	repro_nobody(protocol, &address);
+	repro_bound(protocol, &address);
 	repro_add(result, repro_value(repro_connect(client, &address)));
 	repro_add(result, repro_value(repro_connect(client, &address)));
 	works(protocol, client, &address, result);
@@ -30,7 +30,7 @@ static void refused(int protocol, int client, struct sockaddr_in *address)
 {
 	struct pollfd ended = { .fd = client, .events = POLLOUT };
 
-	repro_nobody(protocol, address);
+	repro_bound(protocol, address);
 	NEED(fcntl(client, F_SETFL, O_NONBLOCK));
 	repro_connect(client, address);
 	poll(&ended, 1, 3000);
@@ -67,7 +67,7 @@ static void listener(int protocol, char *result)
 	int client = NEED(socket(AF_INET, SOCK_STREAM, protocol));
 	struct sockaddr_in address;
 
-	repro_nobody(protocol, &address);
+	repro_bound(protocol, &address);
 	repro_add(result, repro_value(repro_connect(client, &address)));
 	repro_add(result, repro_value(listen(client, 1)));
 }

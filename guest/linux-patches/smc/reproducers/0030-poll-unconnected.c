@@ -12,7 +12,7 @@ static void refused(int protocol, char *result)
 	int client = NEED(socket(AF_INET, SOCK_STREAM, protocol));
 	struct sockaddr_in address;
 
-	repro_nobody(protocol, &address);
+	repro_bound(protocol, &address);
 	repro_add(result, repro_value(repro_connect(client, &address)));
 	repro_add(result, repro_poll(client, 0));
 }

@@ -7,7 +7,7 @@ static int refused(int protocol)
 	int client = NEED(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, protocol));
 	struct sockaddr_in address;
 
-	repro_nobody(protocol, &address);
+	repro_bound(protocol, &address);
 	repro_connect(client, &address);
 	usleep(300000);
 	return client;

@@ -12,26 +12,15 @@ static void interrupted(int protocol, char *result)
 {
 	const struct sigaction action = { .sa_handler = nothing };
 	struct sockaddr_in address;
-	int listener, client, tries;
+	int listener, client, filled;
 
-	listener = NEED(socket(AF_INET, SOCK_STREAM, protocol));
-	memset(&address, 0, sizeof(address));
-	address.sin_family = AF_INET;
-	address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	NEED(bind(listener, (struct sockaddr *)&address, sizeof(address)));
-	NEED(listen(listener, 0));
-	NEED(getsockname(listener, (struct sockaddr *)&address, &(socklen_t){ sizeof(address) }));
-	for (tries = 0; tries < 4; tries++) {
-		client = NEED(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
-		repro_connect(client, &address);
-		usleep(100000);
-	}
-
+	listener = repro_bound(protocol, &address);
+	filled = repro_fill(listener, &address);
 	client = NEED(socket(AF_INET, SOCK_STREAM, protocol));
 	NEED(sigaction(SIGALRM, &action, NULL));
 	alarm(1);
 	repro_add(result, repro_value(repro_connect(client, &address)));
-	for (tries = 0; tries < 4; tries++)
+	while (filled--)
 		NEED(accept(listener, NULL, NULL));
 	repro_add(result, repro_poll(client, 8000));
 	repro_add(result, repro_kept_error(client));

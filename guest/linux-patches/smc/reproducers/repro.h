@@ -100,17 +100,25 @@ static inline int repro_set(int fd, int level, int name, int value)
 	return setsockopt(fd, level, name, &value, sizeof(value));
 }
 
-static inline int repro_listen(int protocol, struct sockaddr_in *address)
+/* a socket with an address of its own. As long as nobody listens there connections are refused. */
+static inline int repro_bound(int protocol, struct sockaddr_in *address)
 {
 	socklen_t length = sizeof(*address);
-	int listener = NEED(socket(AF_INET, SOCK_STREAM, protocol));
+	int bound = NEED(socket(AF_INET, SOCK_STREAM, protocol));
 
 	memset(address, 0, sizeof(*address));
 	address->sin_family = AF_INET;
 	address->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	NEED(bind(listener, (struct sockaddr *)address, length));
+	NEED(bind(bound, (struct sockaddr *)address, length));
+	NEED(getsockname(bound, (struct sockaddr *)address, &length));
+	return bound;
+}
+
+static inline int repro_listen(int protocol, struct sockaddr_in *address)
+{
+	int listener = repro_bound(protocol, address);
+
 	NEED(listen(listener, 16));
-	NEED(getsockname(listener, (struct sockaddr *)address, &length));
 	return listener;
 }
 
@@ -200,41 +208,28 @@ static inline const char *repro_kept_error(int fd)
 	return repro_error(error);
 }
 
-/* an address that never answers: of a listener whose queue is full, which drops every SYN */
-static inline void repro_silent(struct sockaddr_in *address)
+/* fills the queue of a listener, which drops every SYN then; returns how many are in it */
+static inline int repro_fill(int listener, const struct sockaddr_in *address)
 {
-	socklen_t length = sizeof(*address);
-	int listener = NEED(socket(AF_INET, SOCK_STREAM, 0));
-	int tries;
+	int filled;
 
-	memset(address, 0, sizeof(*address));
-	address->sin_family = AF_INET;
-	address->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	NEED(bind(listener, (struct sockaddr *)address, length));
 	NEED(listen(listener, 0));
-	NEED(getsockname(listener, (struct sockaddr *)address, &length));
-	for (tries = 0; tries < 8; tries++) {
+	for (filled = 0; filled < 8; filled++) {
 		struct pollfd writable = { .events = POLLOUT };
 
 		writable.fd = NEED(socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0));
 		repro_connect(writable.fd, address);
 		if (!poll(&writable, 1, 200))
-			return;
+			return filled + 1;
 	}
 	repro_fail("every connection gets an answer");
+	return -1;
 }
 
-/* an address at which nobody listens: bound, so that nobody else comes */
-static inline void repro_nobody(int protocol, struct sockaddr_in *address)
+/* an address that never answers */
+static inline void repro_silent(struct sockaddr_in *address)
 {
-	socklen_t length = sizeof(*address);
-	int holder = NEED(socket(AF_INET, SOCK_STREAM, protocol));
-
-	memset(address, 0, sizeof(*address));
-	address->sin_family = AF_INET;
-	address->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-	NEED(bind(holder, (struct sockaddr *)address, length));
-	NEED(getsockname(holder, (struct sockaddr *)address, &length));
+	repro_fill(repro_bound(0, address), address);
 }
 
 /* the names of poll()'s events */
