@@ -10,7 +10,7 @@ use ivsmc_guest::connections::Mode as How;
 use ivsmc_guest::status::Status;
 use ivsmc_guest::warm;
 use ivsmc_traffic::agent::{self, Agent, Command};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -393,6 +393,17 @@ impl Running {
             let amiss = || format!("there are not {count} warm connections: {connections:?}");
             Ok((warm.count() != count).then(amiss))
         })
+    }
+
+    /// The connections over SMC-D that were made from here to `port`: the kernel's numbers for them.
+    pub fn connections_to(&mut self, port: u16) -> Result<BTreeSet<u64>> {
+        let connections = self.status()?.connections.into_iter();
+        let made = connections.filter(|connection| {
+            connection.peer_port == port
+                && connection.mode == How::SmcD
+                && connection.state == "active"
+        });
+        Ok(made.map(|connection| connection.cookie).collect())
     }
 
     /// Sets the upper bound of ivpci's polling, in microseconds; gives what it was.

@@ -111,19 +111,28 @@ fn peer_without_smc(pair: &mut Pair) -> Result<()> {
     falls_back(pair, &address, "did not offer SMC")
 }
 
-/// Starts traffic that would go on for long; it is the program of `from`'s guest with the number that is returned.
+/// How long traffic may take to connect.
+const CONNECT_TIME: Duration = Duration::from_secs(30);
+
+/// Starts traffic over SMC-D that would go on for long, and waits until it is connected; it is the program of `from`'s
+/// guest with the number that is returned.
 pub(super) fn start_endless(pair: &mut Pair, from: From) -> Result<u64> {
     let (client, server) = pair.ends(from);
     let address = format!("{}:{SMC_PORT}", server.address());
     let bytes = 1u64 << 40;
     let traffic = format!("bulk --up {bytes} --down {bytes}");
     let command = traffic_command(&traffic, &address, "--smc");
+    let before = client.connections_to(SMC_PORT)?;
     let id = client.agent().spawn(&command)?;
-    let running = client.agent().wait(id, Duration::from_secs(2))?;
-    ensure!(
-        running.is_none(),
-        "the traffic has ended already: {running:?}"
-    );
+    client.wait_until(CONNECT_TIME, |client| {
+        let ended = client.agent().wait(id, Duration::ZERO)?;
+        ensure!(ended.is_none(), "the traffic has ended already: {ended:?}");
+        let made = client.connections_to(SMC_PORT)?;
+        let amiss = || "the traffic has no connection over SMC-D".to_owned();
+        Ok(made.is_subset(&before).then(amiss))
+    })?;
+    let ended = client.agent().wait(id, Duration::from_secs(2))?;
+    ensure!(ended.is_none(), "the traffic has ended already: {ended:?}");
     Ok(id)
 }
 
