@@ -389,6 +389,8 @@ impl Running {
                 [connection.local_port, connection.peer_port].contains(&warm::PORT)
                     && connection.mode == How::SmcD
                     && connection.state == "active"
+                    // accept() has taken it
+                    && connection.inode != 0
             });
             let amiss = || format!("there are not {count} warm connections: {connections:?}");
             Ok((warm.count() != count).then(amiss))
