@@ -324,7 +324,8 @@ fn descriptors_of_every_kind(scene: &mut Scene<'_>) -> Result<String> {
     let mut attacker = scene.attack(&["kinds"])?;
     attacker.wait_for("ready", PATIENCE)?;
     scene.measure(Some(&attacker))?;
-    let line = attacker.line(PATIENCE)?;
+    // Some 200 connections, and no line until it has made them all.
+    let line = attacker.line(4 * PATIENCE)?;
     let report: kinds::Report = serde_json::from_str(&line).context(line)?;
     // The lab's kernel has more; any has these.
     ensure!(
