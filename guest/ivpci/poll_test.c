@@ -112,7 +112,7 @@ static int poll_init(struct kunit *test)
 	t->iv.nlinks = TEST_LINKS;
 	t->iv.vectors = 3;
 	t->iv.stats = alloc_percpu(struct ivpci_stats);
-	KUNIT_ASSERT_NOT_NULL(test, t->iv.stats);
+	KUNIT_ASSERT_TRUE(test, !!t->iv.stats);
 	for (i = 0; i < TEST_LINKS; i++) {
 		struct ivpci_link *link = &t->links[i];
 
