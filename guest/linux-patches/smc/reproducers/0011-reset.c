@@ -2,8 +2,6 @@
 /* What a reader sees if the peer does not close in good order. */
 #include "repro.h"
 
-static const struct linger none = { .l_onoff = 1, .l_linger = 0 };
-
 static void read_all(int fd, char *result)
 {
 	char data[16];
@@ -22,7 +20,7 @@ static void no_linger(int protocol, char *result)
 	repro_pair(protocol, ends);
 	NEED(send(ends[1], "part", 4, 0));
 	usleep(100000);
-	NEED(setsockopt(ends[1], SOL_SOCKET, SO_LINGER, &none, sizeof(none)));
+	repro_no_linger(ends[1]);
 	close(ends[1]);
 	read_all(ends[0], result);
 }
@@ -33,7 +31,7 @@ static void after_shutdown(int protocol, char *result)
 
 	repro_pair(protocol, ends);
 	NEED(send(ends[1], "part", 4, 0));
-	NEED(setsockopt(ends[1], SOL_SOCKET, SO_LINGER, &none, sizeof(none)));
+	repro_no_linger(ends[1]);
 	NEED(shutdown(ends[1], SHUT_RDWR));
 	read_all(ends[0], result);
 }
@@ -53,7 +51,7 @@ static void with_time(int protocol, char *result)
 static void *closer(void *end)
 {
 	usleep(200000);
-	NEED(setsockopt(*(int *)end, SOL_SOCKET, SO_LINGER, &none, sizeof(none)));
+	repro_no_linger(*(int *)end);
 	close(*(int *)end);
 	return NULL;
 }

@@ -51,13 +51,9 @@ static void error_taken(int protocol, char *result)
 {
 	int client = NEED(socket(AF_INET, SOCK_STREAM, protocol));
 	struct sockaddr_in address;
-	socklen_t length;
-	int error;
 
 	refused(protocol, client, &address);
-	length = sizeof(error);
-	NEED(getsockopt(client, SOL_SOCKET, SO_ERROR, &error, &length));
-	repro_add(result, repro_error(error));
+	repro_add(result, repro_kept_error(client));
 	repro_add(result, repro_value(repro_connect(client, &address)));
 	works(protocol, client, &address, result);
 }

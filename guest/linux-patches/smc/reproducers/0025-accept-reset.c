@@ -4,7 +4,6 @@
 
 static void reset(int protocol, char *result)
 {
-	const struct linger abort = { .l_onoff = 1 };
 	int server, client, accepted;
 	struct sockaddr_in address;
 	char data;
@@ -14,7 +13,7 @@ static void reset(int protocol, char *result)
 	NEED(repro_connect(client, &address));
 	if (protocol == IPPROTO_SMC)
 		repro_insist_on_smcd(client);
-	NEED(setsockopt(client, SOL_SOCKET, SO_LINGER, &abort, sizeof(abort)));
+	repro_no_linger(client);
 	close(client);
 	usleep(300000);
 	accepted = accept(server, NULL, NULL);

@@ -4,12 +4,11 @@
 
 static void reset(int protocol, char *result)
 {
-	const struct linger abort = { .l_onoff = 1 };
 	int ends[2];
 	char data;
 
 	repro_pair(protocol, ends);
-	NEED(setsockopt(ends[0], SOL_SOCKET, SO_LINGER, &abort, sizeof(abort)));
+	repro_no_linger(ends[0]);
 	close(ends[0]);
 	usleep(300000);
 	repro_add(result, repro_poll(ends[1], 0));

@@ -48,7 +48,7 @@ static void another(int protocol, char *result)
 	if (protocol == IPPROTO_SMC)
 		repro_insist_on_smcd(client);
 
-	send(first, "XXXX", 4, MSG_NOSIGNAL);
+	send(first, "late", 4, MSG_NOSIGNAL);
 	NEED(fcntl(accepted, F_SETFL, O_NONBLOCK));
 	usleep(300000);
 	got = recv(accepted, data, sizeof(data), 0);

@@ -208,6 +208,14 @@ static inline const char *repro_kept_error(int fd)
 	return repro_error(error);
 }
 
+/* has close() reset the connection */
+static inline void repro_no_linger(int fd)
+{
+	const struct linger none = { .l_onoff = 1, .l_linger = 0 };
+
+	NEED(setsockopt(fd, SOL_SOCKET, SO_LINGER, &none, sizeof(none)));
+}
+
 /* fills the queue of a listener, which drops every SYN then; returns how many are in it */
 static inline int repro_fill(int listener, const struct sockaddr_in *address)
 {
@@ -232,26 +240,21 @@ static inline void repro_silent(struct sockaddr_in *address)
 	repro_fill(repro_bound(0, address), address);
 }
 
-/* the names of poll()'s events */
-static inline const char *repro_events(short events)
+/* what poll() says of a descriptor: the names of its events */
+static inline const char *repro_poll(int fd, int milliseconds)
 {
+	struct pollfd polled = { .fd = fd, .events = POLLIN | POLLOUT | POLLRDHUP };
 	static char text[64];
+	short events;
 
+	NEED(poll(&polled, 1, milliseconds));
+	events = polled.revents;
 	snprintf(text, sizeof(text), "%s%s%s%s%s", events & POLLIN ? "IN " : "", events & POLLOUT ? "OUT " : "",
 		 events & POLLERR ? "ERR " : "", events & POLLHUP ? "HUP " : "", events & POLLRDHUP ? "RDHUP " : "");
 	if (!*text)
 		return "0";
 	text[strlen(text) - 1] = 0;
 	return text;
-}
-
-/* what poll() says of a descriptor */
-static inline const char *repro_poll(int fd, int milliseconds)
-{
-	struct pollfd polled = { .fd = fd, .events = POLLIN | POLLOUT | POLLRDHUP };
-
-	NEED(poll(&polled, 1, milliseconds));
-	return repro_events(polled.revents);
 }
 
 /* one request to a generic netlink family, and its answer, which is in a buffer of this function's */
