@@ -115,9 +115,10 @@ impl Rounds {
     }
 }
 
-/// Ends all link groups.
-fn make_cold(pair: &mut Pair) -> Result<()> {
+/// Ends all link groups. `between` is done when one guest's driver is new and the other's is not yet.
+fn make_cold(pair: &mut Pair, between: impl FnOnce(&mut Pair) -> Result<()>) -> Result<()> {
     pair.a.load_driver(Mode::NoCopy)?;
+    between(pair)?;
     pair.b.load_driver(Mode::NoCopy)?;
     pair.wait_for_link()
 }
@@ -130,7 +131,7 @@ fn cold_start(lab: &Lab) -> Result<()> {
         let froms = who(round);
         let report = (|| {
             if round > 0 && mended {
-                make_cold(&mut pair)?;
+                make_cold(&mut pair, |_| Ok(()))?;
             }
             cold(&mut pair, froms, round)
         })();
@@ -155,12 +156,9 @@ fn cold_start_with_warm_connections(lab: &Lab) -> Result<()> {
         let froms = who(round);
         let report = (|| {
             if round > 0 {
-                pair.a.load_driver(Mode::NoCopy)?;
                 // SMC loses a connection that ends before accept() has taken it, with its buffer: ivpci could not be
                 // unloaded any more.
-                pair.wait_for_warm_connection()?;
-                pair.b.load_driver(Mode::NoCopy)?;
-                pair.wait_for_link()?;
+                make_cold(&mut pair, Pair::wait_for_warm_connection)?;
             }
             pair.wait_for_warm_connection()?;
             cold(&mut pair, froms, round)
