@@ -253,23 +253,21 @@ impl Socket {
         header.msg_iov = &mut buffer;
         header.msg_iovlen = 1;
         let room = room.min(MAX_DESCRIPTORS);
-        if room > 0 {
-            header.msg_control = control.as_mut_ptr().cast();
-            // SAFETY: computes a size, which is that of the buffer at most.
-            header.msg_controllen =
-                unsafe { libc::CMSG_LEN((room * size_of::<RawFd>()) as u32) } as _;
-        }
+        // SAFETY: computes a size, which is that of the buffer at most.
+        let controllen = unsafe { libc::CMSG_LEN((room * size_of::<RawFd>()) as u32) };
         // The packet stays where it is, with the descriptors: those that are not taken are not closed.
         let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT | libc::MSG_PEEK;
-        let mut receive = || {
+        let received = until_settled(|| {
+            if room > 0 {
+                header.msg_control = control.as_mut_ptr().cast();
+                header.msg_controllen = controllen as _;
+            }
             // SAFETY: the header and all that it points to outlive the call.
-            check_len(unsafe { libc::recvmsg(self.as_raw_fd(), &mut header, flags) })
-        };
-        let received = match receive() {
-            // The other end has closed without reading all. What it said before, perhaps why, can still be read.
-            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => receive(),
-            other => other,
-        };
+            let received =
+                check_len(unsafe { libc::recvmsg(self.as_raw_fd(), &mut header, flags) })?;
+            // What is empty but has descriptors is a packet, of which no second look may take more of them.
+            Ok((received > 0 || header.msg_controllen > 0).then_some(received))
+        });
         let received = match received {
             Ok(received) => received,
             Err(error) => match error.raw_os_error() {
@@ -388,6 +386,21 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     Ok((address, size_of::<libc::sockaddr_un>() as libc::socklen_t))
 }
 
+/// Looks for a packet again where the kernel may have said that the other end has closed although there is one.
+///
+/// That is so if it has not read all itself: the reset comes before what it said, perhaps why. And if it has said
+/// something and closed after the kernel had looked for a packet, but before it looked for the end. Each happens once.
+fn until_settled(mut look: impl FnMut() -> io::Result<Option<usize>>) -> io::Result<usize> {
+    for _ in 0..2 {
+        match look() {
+            Ok(None) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => {}
+            other => return other.map(Option::unwrap_or_default),
+        }
+    }
+    look().map(Option::unwrap_or_default)
+}
+
 fn check_len(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
@@ -397,6 +410,8 @@ mod tests {
     use super::*;
     use crate::fabric::socket_file::SocketFile;
     use std::fs::File;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
 
     fn receive(socket: &Socket) -> io::Result<Option<Packet>> {
         socket.receive(MAX_DESCRIPTORS, |fd| fd)
@@ -448,6 +463,37 @@ mod tests {
         one.take().unwrap();
         assert_eq!(receive(&one).unwrap().unwrap().bytes(), b"why");
         assert!(receive(&one).unwrap().unwrap().bytes().is_empty());
+    }
+
+    /// The reason got lost, now and then, when the other end closed while this one looked.
+    #[test]
+    fn an_end_is_looked_behind() {
+        let reset = || Err(io::Error::from_raw_os_error(libc::ECONNRESET));
+        let settled = |script: Vec<io::Result<Option<usize>>>| {
+            let mut script = script.into_iter();
+            until_settled(|| script.next().unwrap()).unwrap()
+        };
+        assert_eq!(settled(vec![Ok(Some(3))]), 3);
+        assert_eq!(settled(vec![Ok(None), Ok(Some(3))]), 3);
+        assert_eq!(settled(vec![reset(), Ok(Some(3))]), 3);
+        assert_eq!(settled(vec![Ok(None), reset(), Ok(Some(3))]), 3);
+        assert_eq!(settled(vec![Ok(None), Ok(None), Ok(None)]), 0);
+    }
+
+    #[test]
+    fn descriptors_without_a_byte_are_taken_once() {
+        let (one, other, _folder) = pair();
+        let (mut kept, sent) = UnixStream::pair().unwrap();
+        one.send(b"", &[sent.as_raw_fd()]).unwrap();
+        drop(sent);
+        let packet = receive(&other).unwrap().unwrap();
+        assert_eq!(packet.descriptors.len(), 1);
+        drop(packet);
+        drop(one);
+        assert!(receive(&other).unwrap().unwrap().descriptors.is_empty());
+        // A copy would keep this from its end.
+        kept.set_nonblocking(true).unwrap();
+        assert_eq!(kept.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]
