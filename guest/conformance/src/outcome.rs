@@ -107,7 +107,7 @@ pub struct Run {
 impl Run {
     /// Whether the kernel has the patches of guest/linux-patches/smc.
     pub fn is_mended(&self) -> bool {
-        self.kernel.starts_with("mended")
+        !self.kernel.starts_with("mainline")
     }
 
     /// What was seen of the case of this name.

@@ -49,6 +49,10 @@ pub(super) fn add(suite: &mut Suite) {
             move |fixture| fixture.with_pair(Mode::NoCopy, |pair| driver_is_unloaded(pair, what)),
         );
     }
+    suite.add_for_mended_kernel(
+        "guest_life::driver_is_unloaded_while_a_connection_waits_to_be_accepted",
+        |fixture| fixture.with_pair(Mode::NoCopy, driver_is_unloaded_below_a_queue),
+    );
 }
 
 /// How long a guest may take for what it does by itself.
@@ -458,6 +462,35 @@ fn driver_is_unloaded(pair: &mut Pair, what: &str) -> Result<()> {
     let_go(&mut pair.b, id)?;
     let outcome = pair.b.agent().wait(unloading, PATIENCE)?;
     let outcome = outcome.context("the driver is not unloaded when the program has let go")?;
+    ensure!(outcome.success(), "{outcome}");
+    pair.b.load_driver(Mode::NoCopy)?;
+    works(pair)
+}
+
+/// The driver is unloaded when a server goes on that a connection has been waiting for.
+fn driver_is_unloaded_below_a_queue(pair: &mut Pair) -> Result<()> {
+    works(pair)?;
+    pair.b.wait_for_no_buffers(LINK_TIME)?;
+    // The brackets keep the shell that looks from being found.
+    let server = format!("$(pgrep -f 'ivsmc-traffic serve --port={SMC_PORT} --sm[c]')");
+    pair.b.shell(&format!("kill -STOP {server}"))?;
+    let to = format!("{}:{SMC_PORT}", pair.b.address());
+    let client = pair
+        .a
+        .agent()
+        .spawn(&traffic_command("ping-pong --count 1", &to, "--smc"))?;
+    pair.b.wait_until(PATIENCE, |guest| {
+        let none = guest.buffers()?[0] == 0;
+        Ok(none.then(|| "there is no connection".into()))
+    })?;
+    let unloading = pair.b.agent().spawn(&Command::new(["rmmod", "ivpci"]))?;
+    pair.a.wait_for_link(false, LINK_TIME)?;
+    let outcome = pair.a.agent().wait(client, PATIENCE)?;
+    let outcome = outcome.context("the client waits for a peer that is gone")?;
+    ensure!(!outcome.success(), "{outcome}");
+    pair.b.shell(&format!("kill -CONT {server}"))?;
+    let outcome = pair.b.agent().wait(unloading, PATIENCE)?;
+    let outcome = outcome.context("the driver is not unloaded when the server goes on")?;
     ensure!(outcome.success(), "{outcome}");
     pair.b.load_driver(Mode::NoCopy)?;
     works(pair)

@@ -39,15 +39,12 @@ pub const KNOWN: &[Known] = &[
         cases: &["connect of a listener"],
     },
     Known {
-        why: "connect() knows no AF_UNSPEC: close the socket, and make another.",
+        why: "A socket that has a connection keeps it: connect() to AF_UNSPEC gives EINVAL. Close the socket, and make another.",
         on: Kernels::All,
         always: true,
         cases: &[
-            "connect to AF_UNSPEC, not connected",
             "connect to AF_UNSPEC disconnects",
             "connect to AF_UNSPEC, then again",
-            "connect of a listener to AF_UNSPEC",
-            "IPv6 connect to AF_UNSPEC",
         ],
     },
     Known {
@@ -220,6 +217,16 @@ pub const KNOWN: &[Known] = &[
         on: Kernels::Mainline,
         always: true,
         cases: &["non-blocking connect, refused, connect tells"],
+    },
+    Known {
+        why: "connect() knows no AF_UNSPEC: close the socket, and make another.",
+        on: Kernels::Mainline,
+        always: true,
+        cases: &[
+            "connect to AF_UNSPEC, not connected",
+            "connect of a listener to AF_UNSPEC",
+            "IPv6 connect to AF_UNSPEC",
+        ],
     },
     Known {
         why: "shutdown() of a socket that does not have a connection yet, or of a listener, gives ENOTCONN and wakes nobody; connect() holds the socket's lock meanwhile.",

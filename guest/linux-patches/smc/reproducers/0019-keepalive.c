@@ -4,31 +4,9 @@
  */
 #include "repro.h"
 
-#include <net/if.h>
-#include <sched.h>
-#include <sys/ioctl.h>
-
-static void loopback(int up)
-{
-	struct ifreq request = { .ifr_name = "lo", .ifr_flags = up ? IFF_UP : 0 };
-	int any = NEED(socket(AF_INET, SOCK_DGRAM, 0));
-
-	NEED(ioctl(any, SIOCSIFFLAGS, &request));
-	close(any);
-}
-
-static void keep_alive(int fd)
-{
-	NEED(repro_set(fd, IPPROTO_TCP, TCP_KEEPIDLE, 1));
-	NEED(repro_set(fd, IPPROTO_TCP, TCP_KEEPINTVL, 1));
-	NEED(repro_set(fd, IPPROTO_TCP, TCP_KEEPCNT, 2));
-	NEED(repro_set(fd, SOL_SOCKET, SO_KEEPALIVE, 1));
-}
-
 static void connected(int protocol, int ends[2])
 {
-	NEED(unshare(CLONE_NEWNET));
-	loopback(1);
+	repro_own_network();
 	repro_pair(protocol, ends);
 	/* SMC's handshake has to be acknowledged, or its retransmissions take the place of probes */
 	usleep(500000);
@@ -40,8 +18,8 @@ static void waiting(int protocol, char *result)
 	char data;
 
 	connected(protocol, ends);
-	keep_alive(ends[0]);
-	loopback(0);
+	repro_keep_alive(ends[0]);
+	repro_loopback(0);
 	sprintf(result, "recv() %s", repro_value(recv(ends[0], &data, 1, 0)));
 	sprintf(result + strlen(result), ", then %s", repro_value(recv(ends[0], &data, 1, 0)));
 }
@@ -52,8 +30,8 @@ static void accepted(int protocol, char *result)
 	char data;
 
 	connected(protocol, ends);
-	keep_alive(ends[1]);
-	loopback(0);
+	repro_keep_alive(ends[1]);
+	repro_loopback(0);
 	sprintf(result, "recv() %s", repro_value(recv(ends[1], &data, 1, 0)));
 }
 
@@ -63,9 +41,9 @@ static void sending(int protocol, char *result)
 	int ends[2];
 
 	connected(protocol, ends);
-	keep_alive(ends[0]);
+	repro_keep_alive(ends[0]);
 	NEED(repro_set(ends[0], IPPROTO_TCP, TCP_USER_TIMEOUT, 3000));
-	loopback(0);
+	repro_loopback(0);
 	while (send(ends[0], data, sizeof(data), MSG_NOSIGNAL) > 0)
 		;
 	sprintf(result, "send() %s", repro_error(errno));
@@ -77,8 +55,8 @@ static void polling(int protocol, char *result)
 	int ends[2];
 
 	connected(protocol, ends);
-	keep_alive(ends[0]);
-	loopback(0);
+	repro_keep_alive(ends[0]);
+	repro_loopback(0);
 	ended.fd = ends[0];
 	sprintf(result, "poll() %s", repro_value(poll(&ended, 1, 30000)));
 	sprintf(result + strlen(result), ", SO_ERROR %s", repro_kept_error(ends[0]));
@@ -91,7 +69,7 @@ static void alive(int protocol, char *result)
 	char data;
 
 	connected(protocol, ends);
-	keep_alive(ends[0]);
+	repro_keep_alive(ends[0]);
 	sleep(5);
 	NEED(send(ends[1], "x", 1, 0));
 	sprintf(result, "recv() %s", repro_value(recv(ends[0], &data, 1, 0)));

@@ -19,14 +19,17 @@
 #include <linux/smc_diag.h>
 #include <linux/sock_diag.h>
 #include <netinet/in.h>
+#include <net/if.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -240,6 +243,32 @@ static inline void repro_silent(struct sockaddr_in *address)
 	repro_fill(repro_bound(0, address), address);
 }
 
+/* takes the loopback interface up or down */
+static inline void repro_loopback(int up)
+{
+	struct ifreq request = { .ifr_name = "lo", .ifr_flags = up ? IFF_UP : 0 };
+	int any = NEED(socket(AF_INET, SOCK_DGRAM, 0));
+
+	NEED(ioctl(any, SIOCSIFFLAGS, &request));
+	close(any);
+}
+
+/* a network namespace of the process's own, with its loopback interface up */
+static inline void repro_own_network(void)
+{
+	NEED(unshare(CLONE_NEWNET));
+	repro_loopback(1);
+}
+
+/* has a connection end some three seconds after its peer's system has fallen silent */
+static inline void repro_keep_alive(int fd)
+{
+	NEED(repro_set(fd, IPPROTO_TCP, TCP_KEEPIDLE, 1));
+	NEED(repro_set(fd, IPPROTO_TCP, TCP_KEEPINTVL, 1));
+	NEED(repro_set(fd, IPPROTO_TCP, TCP_KEEPCNT, 2));
+	NEED(repro_set(fd, SOL_SOCKET, SO_KEEPALIVE, 1));
+}
+
 /* what poll() says of a descriptor: the names of its events */
 static inline const char *repro_poll(int fd, int milliseconds)
 {
@@ -257,8 +286,25 @@ static inline const char *repro_poll(int fd, int milliseconds)
 	return text;
 }
 
-/* one request to a generic netlink family, and its answer, which is in a buffer of this function's */
-static inline struct nlmsghdr *repro_generic(int family, int command, int attribute, const void *value, int length)
+/* an attribute of a netlink message, or NULL */
+static inline struct nlattr *repro_attribute(void *at, int length, int type)
+{
+	struct nlattr *attribute = at;
+
+	while (length >= NLA_HDRLEN && attribute->nla_len >= NLA_HDRLEN) {
+		if ((attribute->nla_type & NLA_TYPE_MASK) == type)
+			return attribute;
+		length -= NLA_ALIGN(attribute->nla_len);
+		attribute = (struct nlattr *)((char *)attribute + NLA_ALIGN(attribute->nla_len));
+	}
+	return NULL;
+}
+
+/* one request to a generic netlink family, with an attribute unless value is NULL, and the attributes of its answer, which
+ * are in a buffer of this function's: NULL if it is an error
+ */
+static inline void *repro_generic(int family, int command, int flags, int attribute, const void *value, int length,
+				  int *answered)
 {
 	static struct {
 		struct nlmsghdr header;
@@ -269,41 +315,72 @@ static inline struct nlmsghdr *repro_generic(int family, int command, int attrib
 	int netlink = NEED(socket(AF_NETLINK, SOCK_RAW, NETLINK_GENERIC));
 
 	memset(&message, 0, sizeof(message));
-	message.header.nlmsg_len = NLMSG_LENGTH(GENL_HDRLEN) + NLA_HDRLEN + NLA_ALIGN(length);
+	message.header.nlmsg_len = NLMSG_LENGTH(GENL_HDRLEN);
 	message.header.nlmsg_type = family;
-	message.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK;
+	message.header.nlmsg_flags = NLM_F_REQUEST | flags;
 	message.generic.cmd = command;
 	message.generic.version = 1;
-	first->nla_type = attribute;
-	first->nla_len = NLA_HDRLEN + length;
-	memcpy(first + 1, value, length);
+	if (value) {
+		message.header.nlmsg_len += NLA_HDRLEN + NLA_ALIGN(length);
+		first->nla_type = attribute;
+		first->nla_len = NLA_HDRLEN + length;
+		memcpy(first + 1, value, length);
+	}
 	NEED(send(netlink, &message, message.header.nlmsg_len, 0));
 	NEED(recv(netlink, &message, sizeof(message), 0));
 	close(netlink);
-	return &message.header;
+	*answered = message.header.nlmsg_len - NLMSG_LENGTH(GENL_HDRLEN);
+	return message.header.nlmsg_type == NLMSG_ERROR ? NULL : message.attributes;
+}
+
+/* the number of the family of SMC's */
+static inline int repro_smc_family(void)
+{
+	const char *name = SMC_GENL_FAMILY_NAME;
+	int length;
+	void *answer = repro_generic(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, NLM_F_ACK, CTRL_ATTR_FAMILY_NAME, name,
+				     strlen(name) + 1, &length);
+	struct nlattr *number = answer ? repro_attribute(answer, length, CTRL_ATTR_FAMILY_ID) : NULL;
+
+	if (!number)
+		repro_fail("the kernel has no SMC");
+	return *(__u16 *)(number + 1);
 }
 
 /* adds the UEID that SMC-Dv2 needs, unless it is there */
 static inline void repro_add_ueid(void)
 {
-	const char *name = "SMC_GEN_NETLINK";
-	struct nlmsghdr *answer = repro_generic(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, CTRL_ATTR_FAMILY_NAME, name,
-						strlen(name) + 1);
-	char *at = (char *)NLMSG_DATA(answer) + GENL_HDRLEN;
-	char *end = (char *)answer + answer->nlmsg_len;
 	char ueid[SMC_MAX_EID_LEN + 1];
-	int family = 0;
+	int length;
 
-	if (answer->nlmsg_type == NLMSG_ERROR)
-		repro_fail("the kernel has no SMC");
-	for (; at < end; at += NLA_ALIGN(((struct nlattr *)at)->nla_len))
-		if (((struct nlattr *)at)->nla_type == CTRL_ATTR_FAMILY_ID)
-			family = *(__u16 *)(at + NLA_HDRLEN);
 	memset(ueid, ' ', SMC_MAX_EID_LEN);
 	memcpy(ueid, "REPRODUCER", 10);
 	ueid[SMC_MAX_EID_LEN] = 0;
 	/* an error is seen by the connections: they fall back */
-	repro_generic(family, SMC_NETLINK_ADD_UEID, SMC_NLA_EID_TABLE_ENTRY, ueid, sizeof(ueid));
+	repro_generic(repro_smc_family(), SMC_NETLINK_ADD_UEID, NLM_F_ACK, SMC_NLA_EID_TABLE_ENTRY, ueid, sizeof(ueid),
+		      &length);
+}
+
+/* SMC_NLA_STATS_T_RX_RMB_USAGE, which the headers of older systems do not have */
+#define REPRO_RX_RMB_USAGE 20
+
+/* how many bytes of receive buffers SMC-D's connections of this network namespace have */
+static inline long repro_buffers_in_use(void)
+{
+	static const int path[] = { SMC_GEN_STATS, SMC_NLA_STATS_SMCD_TECH, REPRO_RX_RMB_USAGE };
+	int length;
+	void *at = repro_generic(repro_smc_family(), SMC_NETLINK_GET_STATS, NLM_F_DUMP, 0, NULL, 0, &length);
+	size_t depth;
+
+	for (depth = 0; at && depth < sizeof(path) / sizeof(path[0]); depth++) {
+		struct nlattr *found = repro_attribute(at, length, path[depth]);
+
+		at = found ? found + 1 : NULL;
+		length = found ? found->nla_len - NLA_HDRLEN : 0;
+	}
+	if (!at)
+		repro_fail("the kernel does not tell the memory of buffers");
+	return length == 8 ? *(__u64 *)at : *(__u32 *)at;
 }
 
 /* runs a case in a process of its own: 0, or 2 if it could not run */
