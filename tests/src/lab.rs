@@ -135,7 +135,12 @@ impl Lab {
 
     /// Whether the guests' kernel has the defects mended that guest/linux-patches/smc is about.
     pub fn is_mended(&self) -> bool {
-        self.kernel.starts_with("mended")
+        !self.kernel.starts_with("mainline")
+    }
+
+    /// Whether the guests' kernel looks for mistakes as it runs, and so is several times as slow.
+    pub fn is_debug(&self) -> bool {
+        self.kernel.ends_with("-debug")
     }
 
     /// The VMM's program.
