@@ -42,7 +42,7 @@ pub fn main(options: &Options) -> Result<()> {
     for flavour in &options.kernel {
         // It has the cache locked.
         drop(last.take());
-        let prepared = setup::prepare(&options.source, *flavour)?;
+        let prepared = setup::prepare(&options.source, Some(*flavour))?;
         let run = if options.qemu {
             run::runner_here
         } else {

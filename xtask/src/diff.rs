@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Unified diffs that only insert lines, without context: they hold no line of the file that they are for, but hashes
-//! of those around each insertion, by which it is placed in another version of the file ([`place`]).
+//! Unified diffs without context: of the file that they are for they hold no line but those that are removed, if any
+//! are, and hashes of the lines around each change, by which it is placed in another version of the file ([`place`]).
 
 pub mod place;
 
@@ -10,9 +10,9 @@ use anyhow::{Context, Result, bail, ensure};
 
 use place::Neighbours;
 
-/// What is inserted into one file.
+/// What is changed in one file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Insertions {
+pub struct FileDiff {
     /// The file, from the top of the tree.
     pub path: String,
     /// Prose before the diff.
@@ -20,20 +20,55 @@ pub struct Insertions {
     pub hunks: Vec<Hunk>,
 }
 
-/// Lines that are inserted at one place.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Lines that are removed and inserted at one place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hunk {
     /// How many lines of the file are before it.
     pub after: usize,
+    pub removed: Vec<String>,
     pub lines: Vec<String>,
     /// What is around it.
     pub around: Neighbours,
 }
 
-impl Insertions {
+impl FileDiff {
     /// Reads a patch of one file. All that does more than insert is refused.
-    pub fn parse(text: &str) -> Result<Self> {
+    pub fn parse_insertions(text: &str) -> Result<Self> {
         let mut lines = Lines::new(text);
+        let file = Self::read(&mut lines, MayRemove::No, Neighbours::parse)?;
+        if let Some(line) = lines.next() {
+            bail!("`{line}` is neither a hunk nor an inserted line");
+        }
+        Ok(file)
+    }
+
+    /// Reads a patch of any number of files; what it says before the first one is that one's description.
+    pub fn parse(text: &str) -> Result<Vec<Self>> {
+        Self::read_all(text, Neighbours::parse)
+    }
+
+    /// The same of a patch in which it does not say, or not rightly, what is around the changes.
+    pub fn parse_unrecorded(text: &str) -> Result<Vec<Self>> {
+        Self::read_all(text, |_| Some(Neighbours::default()))
+    }
+
+    fn read_all(
+        text: &str,
+        around: impl Fn(&str) -> Option<Neighbours> + Copy,
+    ) -> Result<Vec<Self>> {
+        let mut lines = Lines::new(text);
+        let mut files = Vec::new();
+        while files.is_empty() || lines.0.peek().is_some() {
+            files.push(Self::read(&mut lines, MayRemove::Yes, around)?);
+        }
+        Ok(files)
+    }
+
+    fn read(
+        lines: &mut Lines<'_>,
+        may_remove: MayRemove,
+        around: impl Fn(&str) -> Option<Neighbours>,
+    ) -> Result<Self> {
         let mut description = String::new();
         while let Some(line) = lines.next_if(|line| !line.starts_with("--- ")) {
             description = description + line + "\n";
@@ -45,10 +80,7 @@ impl Insertions {
             name(new, "+++ b/")? == path,
             "`{old}` and `{new}` are different files"
         );
-        let hunks = hunks(&mut lines, Neighbours::parse)?;
-        if let Some(line) = lines.next() {
-            bail!("`{line}` is neither a hunk nor an inserted line");
-        }
+        let hunks = hunks(lines, may_remove, around)?;
         Ok(Self {
             path,
             description,
@@ -59,24 +91,30 @@ impl Insertions {
     /// The patch as text.
     pub fn render(&self) -> String {
         let mut text = format!("{}--- a/{1}\n+++ b/{1}\n", self.description, self.path);
-        let mut before = 0;
+        let (mut inserted, mut removed) = (0, 0);
         for hunk in &self.hunks {
-            let count = match hunk.lines.len() {
-                1 => String::new(),
-                count => format!(",{count}"),
+            // The number of the first line, or, where there is none, of the one before.
+            let first = |before: usize, lines: &[String]| match lines.len() {
+                0 => format!("{before},0"),
+                1 => format!("{}", before + 1),
+                count => format!("{},{count}", before + 1),
             };
             // Writing to a String does not fail.
             let _ = writeln!(
                 text,
-                "@@ -{},0 +{}{count} @@{}",
-                hunk.after,
-                hunk.after + before + 1,
+                "@@ -{} +{} @@{}",
+                first(hunk.after, &hunk.removed),
+                first(hunk.after + inserted - removed, &hunk.lines),
                 hunk.around
             );
+            for line in &hunk.removed {
+                let _ = writeln!(text, "-{line}");
+            }
             for line in &hunk.lines {
                 let _ = writeln!(text, "+{line}");
             }
-            before += hunk.lines.len();
+            inserted += hunk.lines.len();
+            removed += hunk.removed.len();
         }
         text
     }
@@ -86,18 +124,40 @@ impl Insertions {
         self.hunks.iter().map(|hunk| hunk.lines.len()).sum()
     }
 
-    /// Notes what is around each insertion in the file that the diff was made against.
+    /// The file after the changes, which are made where their line numbers say.
+    pub fn apply_by_number(&self, content: &str) -> Result<String> {
+        let lines: Vec<_> = content.lines().collect();
+        let mut new = Vec::with_capacity(lines.len());
+        let mut done = 0;
+        for hunk in &self.hunks {
+            let end = hunk.after + hunk.removed.len();
+            let there = lines.get(hunk.after..end);
+            ensure!(
+                there.is_some_and(|there| there == hunk.removed),
+                "{}: what is removed after line {} is not there",
+                self.path,
+                hunk.after
+            );
+            new.extend_from_slice(&lines[done..hunk.after]);
+            new.extend(hunk.lines.iter().map(String::as_str));
+            done = end;
+        }
+        new.extend_from_slice(&lines[done..]);
+        Ok(new.join("\n") + "\n")
+    }
+
+    /// Notes what is around each change in the file that the diff was made against.
     pub fn look_around(&mut self, content: &str) {
         let lines: Vec<_> = content.lines().collect();
         for hunk in &mut self.hunks {
-            hunk.around = Neighbours::of(&lines, hunk.after);
+            hunk.around = Neighbours::of(&lines, hunk.after, hunk.removed.len());
         }
     }
 }
 
 /// Reads what `git diff --unified=0` prints. A line that is removed or changed, or a file that is, as a whole, is
 /// refused; files that are added are left out.
-pub fn from_git(text: &str) -> Result<Vec<Insertions>> {
+pub fn from_git(text: &str) -> Result<Vec<FileDiff>> {
     let mut lines = Lines::new(text);
     let mut files = Vec::new();
     while let Some(header) = lines.next() {
@@ -122,9 +182,9 @@ pub fn from_git(text: &str) -> Result<Vec<Insertions>> {
             .with_context(|| format!("a file is removed: `{header}`"))?;
         // What git writes behind the second `@@` is a line of the file: it must not come in.
         let nothing = |_: &str| Some(Neighbours::default());
-        let hunks = hunks(&mut lines, nothing).with_context(|| path.clone())?;
+        let hunks = hunks(&mut lines, MayRemove::No, nothing).with_context(|| path.clone())?;
         if !added {
-            files.push(Insertions {
+            files.push(FileDiff {
                 path,
                 description: String::new(),
                 hunks,
@@ -168,44 +228,87 @@ fn name(line: &str, prefix: &str) -> Result<String> {
     Ok(path.to_owned())
 }
 
+/// Whether a diff may remove lines.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum MayRemove {
+    Yes,
+    No,
+}
+
 /// Reads hunks, with what is to be made of the text behind the second `@@`.
-fn hunks(lines: &mut Lines<'_>, around: impl Fn(&str) -> Option<Neighbours>) -> Result<Vec<Hunk>> {
-    let mut hunks = Vec::new();
-    let (mut inserted, mut last) = (0, None);
+fn hunks(
+    lines: &mut Lines<'_>,
+    may_remove: MayRemove,
+    around: impl Fn(&str) -> Option<Neighbours>,
+) -> Result<Vec<Hunk>> {
+    let mut hunks: Vec<Hunk> = Vec::new();
+    let (mut inserted, mut removed) = (0, 0);
     while let Some(header) = lines.next_if(|line| line.starts_with("@@ ")) {
-        let (after, first, count, heading) = hunk_header(header)
-            .with_context(|| format!("`{header}` does more than insert lines"))?;
+        let (old, new, heading) = hunk_header(header)
+            .with_context(|| format!("`{header}` is no hunk without context"))?;
+        ensure!(
+            old.count == 0 || may_remove == MayRemove::Yes,
+            "`{header}` does more than insert lines"
+        );
         let around = around(heading)
             .with_context(|| format!("`{header}`: behind the second @@ are no hashes"))?;
+        let is_next = hunks
+            .last()
+            .is_none_or(|last| old.before > last.after + last.removed.len());
         ensure!(
-            first == after + inserted + 1 && last < Some(after),
+            is_next && new.before + removed == old.before + inserted,
             "`{header}` does not follow from the hunks before it"
         );
-        let mut hunk = Vec::with_capacity(count);
-        for _ in 0..count {
-            let line = lines
-                .next_if(|line| line.starts_with('+'))
-                .with_context(|| format!("`{header}` is followed by fewer than {count} lines"))?;
-            hunk.push(line[1..].to_owned());
-        }
-        hunks.push(Hunk {
-            after,
-            lines: hunk,
+        let mut read = |sign: char, count: usize| {
+            let line = |_| {
+                let line = lines.next_if(|line| line.starts_with(sign));
+                let line = line.with_context(|| {
+                    format!("`{header}` is followed by fewer than {count} lines with {sign}")
+                });
+                line.map(|line| line[1..].to_owned())
+            };
+            (0..count).map(line).collect::<Result<Vec<_>>>()
+        };
+        let hunk = Hunk {
+            after: old.before,
+            removed: read('-', old.count)?,
+            lines: read('+', new.count)?,
             around,
-        });
-        (inserted, last) = (inserted + count, Some(after));
+        };
+        (inserted, removed) = (inserted + new.count, removed + old.count);
+        hunks.push(hunk);
     }
     ensure!(!hunks.is_empty(), "there is no hunk");
     Ok(hunks)
 }
 
-/// The numbers in `@@ -AFTER,0 +FIRST,COUNT @@HEADING`, if it is like that.
-fn hunk_header(line: &str) -> Option<(usize, usize, usize, &str)> {
+/// One side of a hunk's header.
+struct Side {
+    /// How many lines are before it.
+    before: usize,
+    count: usize,
+}
+
+impl Side {
+    /// Reads `FIRST`, `FIRST,COUNT`, or `BEFORE,0`.
+    fn parse(text: &str) -> Option<Self> {
+        let (first, count) = text.split_once(',').unwrap_or((text, "1"));
+        let (first, count) = (first.parse::<usize>().ok()?, count.parse().ok()?);
+        let before = if count == 0 {
+            first
+        } else {
+            first.checked_sub(1)?
+        };
+        Some(Self { before, count })
+    }
+}
+
+/// The two sides, and the heading, in `@@ -OLD +NEW @@HEADING`.
+fn hunk_header(line: &str) -> Option<(Side, Side, &str)> {
     let (numbers, heading) = line.strip_prefix("@@ -")?.split_once(" @@")?;
-    let (after, new) = numbers.split_once(",0 +")?;
-    let (first, count) = new.split_once(',').unwrap_or((new, "1"));
-    let count = count.parse().ok().filter(|count| *count > 0)?;
-    Some((after.parse().ok()?, first.parse().ok()?, count, heading))
+    let (old, new) = numbers.split_once(" +")?;
+    let (old, new) = (Side::parse(old)?, Side::parse(new)?);
+    (old.count + new.count > 0).then_some((old, new, heading))
 }
 
 #[cfg(test)]
@@ -218,7 +321,7 @@ mod tests {
 
     #[test]
     fn a_patch_is_read_and_written() {
-        let patch = Insertions::parse(PATCH).unwrap();
+        let patch = FileDiff::parse_insertions(PATCH).unwrap();
         assert_eq!(patch.path, "src/lib.rs");
         assert_eq!(patch.description, "Why it is so.\n\n");
         assert_eq!(patch.count(), 3);
@@ -254,11 +357,11 @@ mod tests {
         ] {
             let text = PATCH.replacen(from, to, 1);
             assert_ne!(text, PATCH);
-            let error = format!("{:#}", Insertions::parse(&text).unwrap_err());
+            let error = format!("{:#}", FileDiff::parse_insertions(&text).unwrap_err());
             assert!(error.contains(word), "{word}: {error}");
         }
-        assert!(Insertions::parse("--- a/x\n+++ b/x\n").is_err());
-        assert!(Insertions::parse("prose\n").is_err());
+        assert!(FileDiff::parse_insertions("--- a/x\n+++ b/x\n").is_err());
+        assert!(FileDiff::parse_insertions("prose\n").is_err());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::kernel_source::Source;
 use crate::process;
 
 /// Which kernel.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Flavour {
     /// with the defects of SMC mended that guest/linux-patches/smc is about
     Mended,
@@ -23,7 +23,7 @@ pub enum Flavour {
     Mainline,
     /// as mainline, with KASAN, lockdep and the like (a build of its own)
     MainlineDebug,
-    /// as mainline, with tracing: for `perf --only trace` (a build of its own)
+    /// as mended, with tracing: for `perf --only trace` (a build of its own)
     Traced,
 }
 
@@ -45,7 +45,7 @@ impl Flavour {
 
     /// Whether it has Linux's defects mended.
     pub fn is_mended(self) -> bool {
-        matches!(self, Self::Mended | Self::MendedDebug)
+        !matches!(self, Self::Mainline | Self::MainlineDebug)
     }
 
     /// The one of the same source that is fast: what the lab VM runs.

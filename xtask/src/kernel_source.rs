@@ -12,7 +12,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::cache::{self, Cache, Key};
-use crate::process;
+use crate::{kernel_patch, process};
 
 /// The first version with DIBS.
 const MINIMUM: Version = Version(6, 18);
@@ -39,7 +39,7 @@ pub struct Source {
 pub fn get(cache: &Cache, tree: Option<&Path>, patches: &Path) -> Result<Source> {
     match tree {
         Some(tree) => users(tree),
-        None => debians(cache)?.patched(cache, patches, Unfit::LeftOut),
+        None => Source::debians(cache)?.patched(cache, patches, Unfit::LeftOut),
     }
 }
 
@@ -96,40 +96,34 @@ fn version_of(makefile: &str) -> Option<Version> {
     Some(Version(number("VERSION")?, number("PATCHLEVEL")?))
 }
 
-fn debians(cache: &Cache) -> Result<Source> {
-    let folder = cache.path("linux");
-    let named = folder.join("current");
-    if !named.exists() {
-        fs::create_dir_all(&folder)?;
-        let version = fetch(cache, &folder)?;
-        let temporary = folder.join("current.new");
-        fs::write(&temporary, version)?;
-        fs::rename(temporary, &named)?;
-    }
-    let version = fs::read_to_string(named)?;
-    Ok(Source {
-        folder: folder.join(folder_name(&version)),
-        identity: version.clone(),
-        version,
-        changes: false,
-    })
-}
-
 impl Source {
+    /// Debian's newest.
+    pub fn debians(cache: &Cache) -> Result<Source> {
+        let folder = cache.path("linux");
+        let named = folder.join("current");
+        if !named.exists() {
+            fs::create_dir_all(&folder)?;
+            let version = fetch(cache, &folder)?;
+            let temporary = folder.join("current.new");
+            fs::write(&temporary, version)?;
+            fs::rename(temporary, &named)?;
+        }
+        let version = fs::read_to_string(named)?;
+        Ok(Source {
+            folder: folder.join(folder_name(&version)),
+            identity: version.clone(),
+            version,
+            changes: false,
+        })
+    }
+
     /// The same with the patches of a folder, in a tree of its own that shares all other files with this one.
     pub fn patched(&self, cache: &Cache, patches: &Path, unfit: Unfit) -> Result<Source> {
-        ensure!(
-            !self.changes,
-            "the patches of {} are for Debian's source; leave --kernel-src out, or apply them to {} \
-             yourself and leave --kernel out",
-            patches.display(),
-            self.folder.display()
-        );
         // What reproduces the defects is in a folder beside them, and changes no kernel.
         let key = Key::default().files(patches)?.finish();
         let identity = format!("{}+{key}", self.identity);
         let folder = cache.path("linux").join(folder_name(&identity));
-        if !cache::is_finished(&folder) {
+        if self.changes || !cache::is_finished(&folder) {
             // Made under another name: the mark that a tree is finished is among what is copied.
             let copy = cache.path("linux/patched.new");
             cache::remove(&copy)?;
@@ -137,9 +131,14 @@ impl Source {
                 Command::new("cp")
                     .args(["--archive", "--link"])
                     .args([&self.folder, &copy]),
-            )?;
-            check_sums(patches, &copy)?;
-            for patch in sorted_patches(patches)? {
+            )
+            .with_context(|| {
+                format!(
+                    "cannot link {} into the cache; have both on one file system (IVSMC_CACHE)",
+                    self.folder.display()
+                )
+            })?;
+            for patch in kernel_patch::sorted(patches)? {
                 apply(&patch, &copy, unfit)?;
             }
             cache::set_finished(&copy)?;
@@ -150,68 +149,22 @@ impl Source {
             folder,
             version: self.version.clone(),
             identity,
-            changes: false,
+            changes: self.changes,
         })
     }
 }
 
-/// The patches of a folder, in the order of their names.
-fn sorted_patches(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = fs::read_dir(folder)?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<Vec<_>>>()?;
-    files.retain(|file| {
-        file.extension()
-            .is_some_and(|extension| extension == "patch")
-    });
-    files.sort();
-    Ok(files)
-}
-
-/// Checks that a tree has the files that the patches were made for, if their folder says which these are: an
-/// insertion without context would go anywhere.
-fn check_sums(patches: &Path, tree: &Path) -> Result<()> {
-    let sums = patches.join("linux.sha256");
-    if !sums.exists() {
-        return Ok(());
-    }
-    let mut command = Command::new("sha256sum");
-    command.args(["--check", "--strict", "--quiet"]).arg(&sums);
-    command.current_dir(tree).env("LC_ALL", "C");
-    process::output(&mut command).map(drop).with_context(|| {
-        format!(
-            "the patches of {} were made for another version than {}; leave --kernel mended out",
-            patches.display(),
-            tree.display()
-        )
-    })
-}
-
 /// Applies a patch to a source tree.
 fn apply(patch: &Path, tree: &Path, unfit: Unfit) -> Result<()> {
-    let run = |only_try: bool| {
-        let mut command = Command::new("patch");
-        command.args(["--strip=1", "--force", "--no-backup-if-mismatch"]);
-        command.args(only_try.then_some("--dry-run"));
-        command
-            .arg("--directory")
-            .arg(tree)
-            .arg("--input")
-            .arg(patch);
-        process::output(&mut command)
-    };
-    match run(true) {
-        Ok(_) => run(false).map(drop),
-        Err(error) if unfit == Unfit::Error => {
-            Err(error.context(format!("{} does not fit this kernel", patch.display())))
-        }
-        Err(error) => {
+    match kernel_patch::apply(patch, tree) {
+        Err(error) if unfit == Unfit::LeftOut => {
             println!(
                 "kernel source: without {}, which does not fit this version: {error:#}",
                 patch.display()
             );
             Ok(())
         }
+        applied => applied.with_context(|| format!("{} does not fit this kernel", patch.display())),
     }
 }
 

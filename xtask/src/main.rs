@@ -15,6 +15,7 @@ mod demo;
 mod diff;
 mod image;
 mod kernel;
+mod kernel_patch;
 mod kernel_source;
 mod lab_vm;
 mod module;
@@ -61,6 +62,8 @@ enum Command {
     Perf(perf::Options),
     /// Make the same system calls over TCP and over SMC, and write docs/tcp.md.
     Conformance(conformance::Options),
+    /// For maintainers: write guest/linux-patches anew, after a change, with what is around each line in Debian's newest source.
+    RecordLinux(kernel_patch::Options),
     /// Run the lab's runner by hand, with arguments of your own (`cargo xtask lab -- --help`).
     Lab(run::LabOptions),
     /// Bring the device into a checkout of Cloud Hypervisor; fetch and build nothing.
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::main(&options),
         Command::Perf(options) => perf::main(&options),
         Command::Conformance(options) => conformance::main(&options),
+        Command::RecordLinux(options) => kernel_patch::main(&options),
         Command::Lab(options) => run::lab(&options),
         Command::PatchVmm(options) => patch_vmm::main(&options),
     };

@@ -11,7 +11,7 @@ use crate::cache::Cache;
 use crate::process;
 
 /// To build the kernel and the module.
-const BUILD: [&str; 14] = [
+const BUILD: [&str; 13] = [
     "gcc",
     "libc6-dev",
     "make",
@@ -23,7 +23,6 @@ const BUILD: [&str; 14] = [
     "xz-utils",
     "cpio",
     "kmod",
-    "patch",
     "perl",
     "sparse",
 ];

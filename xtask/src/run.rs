@@ -91,18 +91,20 @@ pub struct Outcome {
     pub log: PathBuf,
 }
 
+/// How long what is run by hand may take: a soak of an hour on a debug kernel, and what comes before it.
+const LAB_LIMIT: Duration = Duration::from_secs(3 * 3600);
+
 /// `cargo xtask lab`
 pub fn lab(options: &LabOptions) -> Result<()> {
     options.run.check()?;
     let prepared = setup::prepare(&options.source, options.flavour.kernel)?;
-    let hour = Duration::from_secs(3600);
     let outcome = runner(
         &prepared,
         &options.run,
         &prepared.programs.lab,
         "lab",
         &options.arguments,
-        hour,
+        LAB_LIMIT,
     )?;
     println!("logs: {}", outcome.out.display());
     ensure!(

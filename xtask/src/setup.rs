@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `cargo xtask setup`, which is also what the other commands do first.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
 
 use crate::cache::Cache;
 use crate::kernel::{Flavour, Kernel};
-use crate::kernel_source::Unfit;
+use crate::kernel_source::{Source, Unfit};
 use crate::programs::Programs;
-use crate::{image, kernel, kernel_source, module, prerequisites, programs};
+use crate::{image, kernel, kernel_patch, kernel_source, module, prerequisites, programs};
 
 /// Where the kernel comes from.
 #[derive(Args)]
@@ -24,9 +24,9 @@ pub struct KernelSource {
 /// Which kernel the guests run.
 #[derive(Args)]
 pub struct KernelFlavour {
-    /// Which kernel the guests run.
-    #[arg(long, value_enum, value_name = "KERNEL", default_value = "mainline")]
-    pub kernel: Flavour,
+    /// Which kernel the guests run [default: mended; mainline if the patches do not fit the source]
+    #[arg(long, value_enum, value_name = "KERNEL")]
+    pub kernel: Option<Flavour>,
 }
 
 /// Options of `cargo xtask setup`.
@@ -52,18 +52,13 @@ pub struct Prepared {
 }
 
 /// Makes everything that is not there yet.
-pub fn prepare(source: &KernelSource, flavour: Flavour) -> Result<Prepared> {
+pub fn prepare(source: &KernelSource, flavour: Option<Flavour>) -> Result<Prepared> {
     let repository = crate::repository()?;
     let cache = Cache::open()?;
     prerequisites::install(&cache)?;
-    let patches = repository.join("guest/linux-patches/lab");
+    let patches = repository.join(kernel_patch::FOLDERS[0]);
     let source = kernel_source::get(&cache, source.tree.as_deref(), &patches)?;
-    let source = if flavour.is_mended() {
-        let patches = repository.join("guest/linux-patches/smc");
-        source.patched(&cache, &patches, Unfit::Error)?
-    } else {
-        source
-    };
+    let (source, flavour) = mend(&cache, &repository, source, flavour)?;
     let lab_kernel = kernel::build(&cache, &repository, &source, flavour.plain())?;
     let guest_kernel = kernel::build(&cache, &repository, &source, flavour)?;
     let modules = module::build(&cache, &repository, &guest_kernel)?;
@@ -79,6 +74,32 @@ pub fn prepare(source: &KernelSource, flavour: Flavour) -> Result<Prepared> {
         lab_image,
         programs,
     })
+}
+
+/// Gives `source` the patches of guest/linux-patches/smc if `flavour` has them. Without a flavour it gets them if they
+/// fit.
+fn mend(
+    cache: &Cache,
+    repository: &Path,
+    source: Source,
+    flavour: Option<Flavour>,
+) -> Result<(Source, Flavour)> {
+    if let Some(flavour) = flavour
+        && !flavour.is_mended()
+    {
+        return Ok((source, flavour));
+    }
+    let patches = repository.join(kernel_patch::FOLDERS[1]);
+    match (source.patched(cache, &patches, Unfit::Error), flavour) {
+        (Ok(mended), flavour) => Ok((mended, flavour.unwrap_or(Flavour::Mended))),
+        (Err(error), Some(_)) => {
+            Err(error.context("this kernel cannot be mended; --kernel mainline takes it as it is"))
+        }
+        (Err(error), None) => {
+            println!("kernel: mainline, as it cannot be mended: {error:#}");
+            Ok((source, Flavour::Mainline))
+        }
+    }
 }
 
 /// `cargo xtask setup`

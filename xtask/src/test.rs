@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::Args;
 
+use crate::kernel::Flavour;
 use crate::reports::is_report;
 use crate::run::{self, Outcome, RunOptions};
 use crate::setup::{self, KernelFlavour, KernelSource, Prepared};
@@ -36,6 +37,9 @@ const GROUPS: [&str; 10] = [
 /// What is run by hand alone, with `--filter`, until it has been seen to pass on a fast and on a slow machine.
 #[cfg(test)]
 const BY_HAND: [&str; 2] = ["conformance::", "hostile_vmm::"];
+
+/// What is run on mainline as well when the kernel was not chosen: that it works there.
+const ON_MAINLINE: &str = "traffic::";
 
 /// sparse, told what Linux's sources use and Debian's sparse does not know; without that the kernel's build leaves
 /// it out.
@@ -142,6 +146,14 @@ pub fn main(options: &Options) -> Result<()> {
         tally += driver(&prepared)?;
     }
     tally += two_guests(&prepared, options)?;
+    if options.filter.is_none()
+        && options.flavour.kernel.is_none()
+        && prepared.guest_kernel.flavour.is_mended()
+    {
+        // It holds the cache's lock.
+        drop(prepared);
+        tally += mainline(options)?;
+    }
     println!(
         "{} passed, {} failed, {} skipped",
         tally.passed, tally.failed, tally.skipped
@@ -239,7 +251,6 @@ fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
 /// The suite of guests, and ivpci on QEMU's own ivshmem device.
 fn two_guests(prepared: &Prepared, options: &Options) -> Result<Tally> {
     heading("tests with guests");
-    let limit = LIMITS[usize::from(options.flavour.kernel.is_debug())];
     let runs: Vec<(String, &str)> = match &options.filter {
         Some(filter) => vec![("test".into(), filter)],
         None => GROUPS
@@ -248,17 +259,7 @@ fn two_guests(prepared: &Prepared, options: &Options) -> Result<Tally> {
     };
     let mut tally = Tally::default();
     for (name, filter) in runs {
-        let outcome = run::runner(
-            prepared,
-            &options.run,
-            &prepared.programs.lab,
-            &name,
-            &["suite".to_owned(), filter.to_owned()],
-            limit,
-        )?;
-        let output = fs::read(&outcome.log)?;
-        tally += Tally::of_output(&String::from_utf8_lossy(&output), outcome.status == 0);
-        tally += kernels_reports(&outcome, "no report of the guests' kernels")?;
+        tally += suite(prepared, options, &name, filter)?;
     }
 
     if options.filter.is_none() {
@@ -270,12 +271,40 @@ fn two_guests(prepared: &Prepared, options: &Options) -> Result<Tally> {
             &prepared.programs.lab,
             "test-qemu",
             &arguments,
-            limit,
+            limit(prepared),
         )?;
         tally += verdict("ivpci in two QEMU guests", outcome.status == 0);
         tally += kernels_reports(&outcome, "no report of QEMU's guests' kernels")?;
     }
     Ok(tally)
+}
+
+/// The tests with guests whose names contain `filter`; `name` names the folder of their logs.
+fn suite(prepared: &Prepared, options: &Options, name: &str, filter: &str) -> Result<Tally> {
+    let outcome = run::runner(
+        prepared,
+        &options.run,
+        &prepared.programs.lab,
+        name,
+        &["suite".to_owned(), filter.to_owned()],
+        limit(prepared),
+    )?;
+    let output = fs::read(&outcome.log)?;
+    let mut tally = Tally::of_output(&String::from_utf8_lossy(&output), outcome.status == 0);
+    tally += kernels_reports(&outcome, "no report of the guests' kernels")?;
+    Ok(tally)
+}
+
+/// A few tests with guests on a kernel that is as it is upstream.
+fn mainline(options: &Options) -> Result<Tally> {
+    heading("tests with guests on mainline");
+    let prepared = setup::prepare(&options.source, Some(Flavour::Mainline))?;
+    suite(&prepared, options, "test-mainline", ON_MAINLINE)
+}
+
+/// How long a run of tests with guests may take.
+fn limit(prepared: &Prepared) -> Duration {
+    LIMITS[usize::from(prepared.guest_kernel.flavour.is_debug())]
 }
 
 /// The test that nothing went wrong in the kernels of a run.

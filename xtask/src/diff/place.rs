@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Finds the places of insertions in a file that may not be the one that they were recorded from.
+//! Finds the places of changes in a file that may not be the one that they were recorded from.
 //!
-//! Each insertion knows hashes of the lines around it. Of all places in the file it goes to the one with the most of
-//! these lines next to it, without a gap, on both sides together. That must be one place alone, and the lines must
-//! say enough. So lines may have come or gone elsewhere, a block may have moved, and one of an insertion's sides may
-//! look different.
+//! Each change knows hashes of the lines around it. Of all places in the file, that have just the lines which it
+//! removes, if it does, it goes to the one with the most of the lines around it next to it, without a gap, on both
+//! sides together. That must be one place alone, and the lines must say enough. So lines may have come or gone
+//! elsewhere, a block may have moved, and one of a change's sides may look different.
 //!
 //! The same lines are often inserted in several places of a file, as a field into each value of a structure. A place
 //! that was not there when they were recorded gets them, too, if it has around it all that these places have in
@@ -14,7 +14,7 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-use super::{Hunk, Insertions};
+use super::{FileDiff, Hunk};
 
 /// How many lines on each side are recorded.
 const REACH: usize = 6;
@@ -31,10 +31,11 @@ pub struct Neighbours {
 }
 
 impl Neighbours {
-    /// What is around the place after that many lines.
-    pub fn of(lines: &[&str], place: usize) -> Self {
+    /// What is around the place after that many lines, of which the next `removed` are part.
+    pub fn of(lines: &[&str], place: usize, removed: usize) -> Self {
         let hashes = |lines: &[&str]| lines.iter().copied().map(hash).collect();
-        let (before, after) = lines.split_at(place.min(lines.len()));
+        let before = &lines[..place.min(lines.len())];
+        let after = &lines[(place + removed).min(lines.len())..];
         Self {
             before: hashes(&before[before.len().saturating_sub(REACH)..]),
             after: hashes(&after[..after.len().min(REACH)]),
@@ -108,13 +109,14 @@ struct Target<'a> {
 }
 
 impl Target<'_> {
-    fn look(&self, place: usize, wanted: &Neighbours) -> Found {
-        let (before, after) = self.hashes.split_at(place);
+    /// What is around a place of which the next `removed` lines are part. These count, too.
+    fn look(&self, place: usize, removed: usize, wanted: &Neighbours) -> Found {
+        let (before, after) = (&self.hashes[..place], &self.hashes[place + removed..]);
         let before = before.iter().rev().zip(wanted.before.iter().rev());
         let before = before.take_while(|(a, b)| a == b).count();
         let after = after.iter().zip(&wanted.after);
         let after = after.take_while(|(a, b)| a == b).count();
-        let lines = &self.lines[place - before..place + after];
+        let lines = &self.lines[place - before..place + removed + after];
         let is_telling = |line: &&&str| line.contains(char::is_alphanumeric);
         Found {
             telling: lines.iter().filter(is_telling).count(),
@@ -131,10 +133,15 @@ impl Target<'_> {
     /// The one place for an insertion, or why there is none.
     fn place(&self, hunk: &Hunk) -> Result<usize, String> {
         let wanted = &hunk.around;
+        let removed = hunk.removed.len();
+        let has_removed = |place: &usize| {
+            let there = self.lines.get(*place..*place + removed);
+            there.is_some_and(|there| there == hunk.removed)
+        };
         let mut best = Found::default();
         let mut places = Vec::new();
-        for place in self.places() {
-            let found = self.look(place, wanted);
+        for place in self.places().filter(has_removed) {
+            let found = self.look(place, removed, wanted);
             if found > best {
                 best = found;
                 places.clear();
@@ -143,7 +150,7 @@ impl Target<'_> {
                 places.push(place);
             }
         }
-        let all = wanted.len();
+        let all = wanted.len() + removed;
         if best.telling < MIN_TELLING || !(best.is_side || 2 * best.lines >= all) {
             return Err(if best.telling == 0 {
                 format!("none of the {all} lines around it is there")
@@ -164,23 +171,23 @@ impl Target<'_> {
     }
 }
 
-/// The insertions' places in a file.
+/// The changes' places in a file.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Placed {
-    /// The file with the insertions.
+    /// The file with the changes.
     pub content: String,
     /// How many lines were inserted.
     pub lines: usize,
-    /// By how many lines each insertion has moved, in the order of the insertions.
+    /// By how many lines each change has moved, in their order.
     pub moves: Vec<usize>,
     /// After which lines there are insertions more than were recorded.
     pub more: Vec<usize>,
 }
 
-/// An insertion that has no place.
+/// A change that has no place.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unplaced {
-    /// The first of our lines.
+    /// The first of our lines, or of those that are removed.
     pub heading: String,
     /// After how many lines it was when it was recorded.
     pub after: usize,
@@ -189,8 +196,8 @@ pub struct Unplaced {
     pub why: String,
 }
 
-impl Insertions {
-    /// Places all insertions in a file; or tells which cannot be.
+impl FileDiff {
+    /// Makes all changes in a file; or tells which cannot be.
     pub fn place(&self, content: &str) -> Result<Placed, Vec<Unplaced>> {
         let lines: Vec<_> = content.lines().collect();
         let hashes = lines.iter().copied().map(hash).collect();
@@ -218,8 +225,8 @@ impl Insertions {
         }
         places.sort_by_key(|(place, _)| *place);
         for pair in places.windows(2) {
-            if pair[0].0 == pair[1].0 {
-                let why = format!("another insertion goes after line {}, too", pair[1].0);
+            if pair[0].0 == pair[1].0 || pair[0].0 + pair[0].1.removed.len() > pair[1].0 {
+                let why = format!("another change goes after line {}, too", pair[1].0);
                 unplaced.push(Unplaced::new(pair[1].1, why));
             }
         }
@@ -231,7 +238,7 @@ impl Insertions {
         for (hunk, common) in self.repeated() {
             for place in target.places() {
                 let is_taken = places.iter().any(|(taken, _)| *taken == place);
-                if !is_taken && target.look(place, &common).lines == common.len() {
+                if !is_taken && target.look(place, 0, &common).lines == common.len() {
                     more.push(place);
                     places.push((place, hunk));
                 }
@@ -242,15 +249,22 @@ impl Insertions {
         let lines = places.iter().map(|(_, hunk)| hunk.lines.len()).sum();
         let mut new = String::with_capacity(content.len());
         let mut places = places.into_iter().peekable();
+        // How many lines are still to be left out.
+        let mut removed = 0;
         for (number, line) in std::iter::once("")
             .chain(content.split_inclusive('\n'))
             .enumerate()
         {
-            new += line;
+            if removed == 0 {
+                new += line;
+            } else {
+                removed -= 1;
+            }
             while let Some((_, hunk)) = places.next_if(|(place, _)| *place == number) {
                 for line in &hunk.lines {
                     new = new + line + "\n";
                 }
+                removed = hunk.removed.len();
             }
         }
         Ok(Placed {
@@ -264,7 +278,7 @@ impl Insertions {
     /// What is inserted more than once, and what is around all places of it, if that says enough to tell more such.
     fn repeated(&self) -> Vec<(&Hunk, Neighbours)> {
         let mut repeated: Vec<(&Hunk, Neighbours, usize)> = Vec::new();
-        for hunk in &self.hunks {
+        for hunk in self.hunks.iter().filter(|hunk| hunk.removed.is_empty()) {
             let known = repeated
                 .iter_mut()
                 .find(|(known, ..)| known.lines == hunk.lines);
@@ -285,7 +299,11 @@ impl Insertions {
 
 impl Unplaced {
     fn new(hunk: &Hunk, why: String) -> Self {
-        let heading = hunk.lines.iter().map(|line| line.trim());
+        let heading = hunk
+            .lines
+            .iter()
+            .chain(&hunk.removed)
+            .map(|line| line.trim());
         let mut heading = heading.filter(|line| !line.is_empty() && !line.starts_with("#[cfg"));
         Self {
             heading: heading.next().unwrap_or_default().to_owned(),

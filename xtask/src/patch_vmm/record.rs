@@ -13,7 +13,7 @@ use super::series::{
     CRATE, Files, LATER, Series, crate_files, is_crate_file, patch_name, save, sort,
 };
 use super::tree::Tree;
-use crate::diff::{self, Insertions};
+use crate::diff::{self, FileDiff};
 
 /// Writes vmm-patches/ anew from a tree; gives a report.
 pub fn record(repository: &Path, tree: &Tree) -> Result<String> {
@@ -50,7 +50,7 @@ pub fn record(repository: &Path, tree: &Tree) -> Result<String> {
 
     if head != release {
         // What else is changed is as it is because the patches of the release were applied.
-        let is_new = |patch: &Insertions| {
+        let is_new = |patch: &FileDiff| {
             let there = format!("refs/tags/{RELEASE}:{}", patch.path);
             tree.git(&["cat-file", "-e", &there]).is_err()
         };
@@ -120,7 +120,7 @@ fn finish(repository: &Path, mut series: Series) -> Result<String> {
             .join(part)
             .join(patch_name(&patch.path));
         let old = fs::read_to_string(old).ok();
-        if let Some(old) = old.and_then(|text| Insertions::parse(&text).ok()) {
+        if let Some(old) = old.and_then(|text| FileDiff::parse_insertions(&text).ok()) {
             patch.description = old.description;
         }
         let _ = write!(report, "{}: {} lines inserted", patch.path, patch.count());
@@ -133,7 +133,7 @@ fn finish(repository: &Path, mut series: Series) -> Result<String> {
     for path in series.files.keys() {
         let _ = writeln!(report, "{path}: a file of ours");
     }
-    let lines: usize = series.patches.iter().map(Insertions::count).sum();
+    let lines: usize = series.patches.iter().map(FileDiff::count).sum();
     let _ = writeln!(
         report,
         "written: {} ({lines} lines inserted)",
@@ -156,7 +156,7 @@ fn same_crate(here: &Files, there: &Files) -> Result<()> {
 }
 
 /// Whether a patch, applied to the release's file, makes of it what is in the tree.
-fn finds_its_places(patch: &Insertions, release: &str, edited: &[u8]) -> Result<()> {
+fn finds_its_places(patch: &FileDiff, release: &str, edited: &[u8]) -> Result<()> {
     match patch.place(release) {
         Ok(placed) if placed.content.as_bytes() == edited => Ok(()),
         Ok(placed) if !placed.more.is_empty() => bail!(

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::diff::Insertions;
+use crate::diff::FileDiff;
 
 /// The device's crate: its folder here and in the tree, and what of it goes there as it is.
 pub const CRATE: &str = "vmm-device-ivsmc";
@@ -20,9 +20,9 @@ pub type Files = BTreeMap<String, Vec<u8>>;
 
 /// What `vmm-patches/` has.
 pub struct Series {
-    pub patches: Vec<Insertions>,
+    pub patches: Vec<FileDiff>,
     /// Those of files that the release does not have: they are for trees that have these.
-    pub later: Vec<Insertions>,
+    pub later: Vec<FileDiff>,
     pub files: Files,
 }
 
@@ -37,7 +37,7 @@ impl Series {
         for (name, content) in read_files(&folder.join("patches"))? {
             let patch = String::from_utf8(content)
                 .map_err(Into::into)
-                .and_then(|text| Insertions::parse(&text))
+                .and_then(|text| FileDiff::parse_insertions(&text))
                 .with_context(|| format!("{}/patches/{name}", folder.display()))?;
             let of = if name.starts_with(LATER) {
                 &mut later
@@ -72,7 +72,7 @@ impl Series {
 }
 
 /// Puts patches in the order of their files.
-pub fn sort(patches: &mut [Insertions]) {
+pub fn sort(patches: &mut [FileDiff]) {
     patches.sort_by(|a, b| a.path.cmp(&b.path));
 }
 

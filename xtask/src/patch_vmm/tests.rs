@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::series::{LATER, patch_name, read_files};
 use super::*;
-use crate::diff::Insertions;
+use crate::diff::FileDiff;
 use crate::process;
 use tempfile::TempDir;
 
@@ -513,11 +513,11 @@ fn the_real_series_keeps_its_rules() {
     let (repository, series) = real();
     series.check().unwrap();
     let patches = series.patches.iter().chain(&series.later);
-    let lines: usize = patches.clone().map(Insertions::count).sum();
+    let lines: usize = patches.clone().map(FileDiff::count).sum();
     assert!(lines < MOST_LINES, "{lines} lines are inserted");
     for (name, content) in read_files(&Series::folder(&repository).join("patches")).unwrap() {
         // Read and written again it is the same: there is nothing else in it.
-        let patch = Insertions::parse(std::str::from_utf8(&content).unwrap()).unwrap();
+        let patch = FileDiff::parse_insertions(std::str::from_utf8(&content).unwrap()).unwrap();
         assert_eq!(patch.render().as_bytes(), content, "{name}");
         assert_eq!(name.trim_start_matches(LATER), patch_name(&patch.path));
         assert!(

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Insertions into a file that has changed since they were recorded.
+//! FileDiff into a file that has changed since they were recorded.
 
 use super::*;
 
@@ -14,31 +14,31 @@ fn text(lines: &[String]) -> String {
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
-/// Insertions of single lines, as they are recorded from a file.
-fn recorded(file: &[String], insertions: &[(usize, &str)]) -> Insertions {
-    let mut patch = Insertions {
+/// FileDiff of single lines, as they are recorded from a file.
+fn recorded(file: &[String], insertions: &[(usize, &str)]) -> FileDiff {
+    let mut patch = FileDiff {
         path: "x".into(),
-        ..Insertions::default()
+        ..FileDiff::default()
     };
     patch
         .hunks
         .extend(insertions.iter().map(|(after, line)| Hunk {
             after: *after,
             lines: vec![(*line).to_owned()],
-            around: Neighbours::default(),
+            ..Hunk::default()
         }));
     patch.look_around(&text(file));
     patch
 }
 
 /// The lines of a file with the insertions.
-fn placed(patch: &Insertions, file: &[String]) -> Vec<String> {
+fn placed(patch: &FileDiff, file: &[String]) -> Vec<String> {
     let placed = patch.place(&text(file)).unwrap();
     placed.content.lines().map(str::to_owned).collect()
 }
 
 /// Why the only insertion that has no place has none.
-fn unplaced(patch: &Insertions, file: &[String]) -> Unplaced {
+fn unplaced(patch: &FileDiff, file: &[String]) -> Unplaced {
     let mut unplaced = patch.place(&text(file)).unwrap_err();
     assert_eq!(unplaced.len(), 1, "{unplaced:?}");
     unplaced.remove(0)
@@ -152,9 +152,7 @@ fn two_are_not_put_at_one_place() {
     let unplaced = unplaced(&patch, &file);
     assert_eq!(unplaced.heading, "b");
     assert!(
-        unplaced
-            .why
-            .contains("another insertion goes after line 10"),
+        unplaced.why.contains("another change goes after line 10"),
         "{}",
         unplaced.why
     );
