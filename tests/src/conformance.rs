@@ -11,6 +11,7 @@ use ivsmc_conformance::hub::Plan;
 use ivsmc_conformance::outcome::{Outcome, Run, Transport};
 use ivsmc_traffic::agent::Command;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,8 @@ const PARALLEL: usize = 16;
 const SETTLE: Duration = Duration::from_millis(100);
 /// After that a case hangs. Of those that do not, TCP's slowest call takes 4.5 s.
 const LIMIT: Duration = Duration::from_secs(7);
+/// After how many cases it is told that they are done.
+const STEP: usize = 50;
 /// How long agents may take to listen.
 const LISTEN_TIME: Duration = Duration::from_secs(10);
 
@@ -84,11 +87,18 @@ pub fn run(
     let wanted = |case: &ivsmc_conformance::cases::Named| {
         names.is_none_or(|names| names.iter().any(|name| name == case.name))
     };
+    let done = AtomicUsize::new(0);
     Run {
         transport,
         within,
         kernel: lab.kernel.clone(),
-        cases: plan.run(wanted, |_| {}),
+        cases: plan.run(wanted, |_| {
+            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+            // What prints nothing for long is taken to stand still.
+            if done.is_multiple_of(STEP) {
+                println!("conformance, {transport}: {done} cases done");
+            }
+        }),
     }
 }
 
