@@ -12,7 +12,8 @@ use ivsmc_guest::warm;
 use ivsmc_traffic::agent::{self, Agent, Command};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -20,10 +21,14 @@ use std::time::{Duration, Instant};
 pub const SMC_PORT: u16 = 5000;
 /// The same over plain TCP.
 pub const TCP_PORT: u16 = 5001;
+/// The port on which a guest is sent an archive.
+const ARCHIVE_PORT: u16 = 5002;
+/// How long it may take to unpack it when all of it has been sent.
+const UNPACK_TIME: Duration = Duration::from_secs(60);
 /// How long a connection may take to end when its peer has gone.
 const END_TIME: Duration = Duration::from_secs(20);
 /// How long a server may take to listen.
-const LISTEN_TIME: Duration = Duration::from_secs(20);
+const LISTEN_TIME: Duration = Duration::from_secs(60);
 
 /// How ivpci is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -449,6 +454,22 @@ impl Running {
             }
         }
         Ok(id)
+    }
+
+    /// Unpacks an archive into a folder of the guest's, which is made.
+    pub fn unpack(&mut self, archive: &Path, folder: &str) -> Result<()> {
+        self.shell(&format!("mkdir -p {folder}"))?;
+        let line = format!("nc -l -p {ARCHIVE_PORT} -e tar x -C {folder}");
+        let id = self.start_server(&Command::new(line.split_whitespace()), ARCHIVE_PORT)?;
+        let mut file = File::open(archive).with_context(|| archive.display().to_string())?;
+        let mut stream = TcpStream::connect((self.address(), ARCHIVE_PORT))?;
+        std::io::copy(&mut file, &mut stream)?;
+        drop(stream);
+        let outcome = self.agent.wait(id, UNPACK_TIME)?;
+        let outcome =
+            outcome.with_context(|| format!("{} is still unpacked", archive.display()))?;
+        ensure!(outcome.success(), "{}: {outcome}", archive.display());
+        Ok(())
     }
 
     /// Waits for a file that program `id` makes, which must not end before.

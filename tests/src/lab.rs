@@ -56,6 +56,8 @@ pub struct Lab {
     pub stage: PathBuf,
     /// Logs and results.
     pub out: PathBuf,
+    /// Programs of Debian's that guests are to run, each in a folder of its own; it need not be there.
+    pub programs: PathBuf,
     /// Where the guests run.
     pub platform: Platform,
     /// What runs them.
@@ -69,8 +71,8 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// The lab that the environment describes: `IVSMC_STAGE`, `IVSMC_OUT`, `IVSMC_PLATFORM`, `IVSMC_VMM`,
-    /// `IVSMC_KERNEL`.
+    /// The lab that the environment describes: `IVSMC_STAGE`, `IVSMC_OUT`, `IVSMC_PROGRAMS`, `IVSMC_PLATFORM`,
+    /// `IVSMC_VMM`, `IVSMC_KERNEL`.
     pub fn from_environment() -> Result<Self> {
         let platform = match variable("IVSMC_PLATFORM")?.as_str() {
             "kvm" => Platform::Kvm,
@@ -100,6 +102,7 @@ impl Lab {
         Ok(Lab {
             stage,
             out,
+            programs: PathBuf::from(variable("IVSMC_PROGRAMS")?),
             platform,
             vmm,
             kernel: variable("IVSMC_KERNEL")?,

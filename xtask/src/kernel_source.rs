@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The kernel's source: a tree of the user's, or the newest that Debian has.
 //!
-//! The system may be of a Debian release that is too old to have a kernel with DIBS. So apt is run with a
-//! configuration of its own, with its own lists, that knows newer releases; their packages are checked
-//! against the system's keyring, and the system's sources are not touched.
+//! The system may be of a Debian release that is too old to have a kernel with DIBS: [`Apt`] knows newer ones.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::apt::Apt;
 use crate::cache::{self, Cache, Key};
 use crate::{kernel_patch, process};
 
@@ -18,7 +17,6 @@ use crate::{kernel_patch, process};
 const MINIMUM: Version = Version(6, 18);
 /// Releases of Debian that have new kernels.
 const SUITES: [&str; 2] = ["trixie-backports", "sid"];
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A kernel's version, as far as it matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -182,7 +180,8 @@ fn folder_name(version: &str) -> String {
 
 /// Fetches and unpacks the newest source into `folder`; returns its package's version.
 fn fetch(cache: &Cache, folder: &Path) -> Result<String> {
-    let apt = Apt::new(cache)?;
+    let apt = Apt::new(cache, &SUITES)
+        .context("the kernel's source cannot be fetched; --kernel-src DIR takes a tree of yours")?;
     process::run_with_progress(
         "kernel source: looking what Debian has",
         apt.command("apt-get", &["-q", "update"]),
@@ -258,75 +257,6 @@ fn newest(names: &str) -> Option<String> {
         .map(|(_, name)| name.to_owned())
 }
 
-/// apt with sources, lists and a cache of its own.
-struct Apt {
-    options: Vec<String>,
-}
-
-impl Apt {
-    fn new(cache: &Cache) -> Result<Self> {
-        ensure!(
-            Path::new(KEYRING).exists(),
-            "{KEYRING} is not there, so Debian's packages cannot be checked; install \
-             debian-archive-keyring or give a kernel source tree with --kernel-src DIR"
-        );
-        let configured = process::output(Command::new("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(LABEL) $(REPO_URI)",
-            "Created-By: Packages",
-        ]))?;
-        let archive = archive(&configured).context(
-            "Debian's archive is not among apt's sources (apt-get indextargets), so it is not known \
-             where to get the kernel's source; give a source tree with --kernel-src DIR",
-        )?;
-        // One place for each set of sources: apt's lists belong to what they were made from.
-        let folder = cache
-            .path("apt")
-            .join(Key::default().text("archive", archive).finish());
-        for sub in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(folder.join(sub))?;
-        }
-        let sources = folder.join("sources.list");
-        let lines =
-            SUITES.map(|suite| format!("deb [signed-by={KEYRING}] {archive} {suite} main\n"));
-        fs::write(&sources, lines.concat())?;
-        let folder = folder.display();
-        Ok(Self {
-            options: [
-                format!("Dir::Etc::SourceList={}", sources.display()),
-                "Dir::Etc::SourceParts=/dev/null".to_owned(),
-                format!("Dir::State::Lists={folder}/lists"),
-                format!("Dir::Cache={folder}/cache"),
-                // apt's own user cannot read in a home folder
-                "APT::Sandbox::User=root".to_owned(),
-                "Acquire::Languages=none".to_owned(),
-                "Acquire::Retries=3".to_owned(),
-            ]
-            .into(),
-        })
-    }
-
-    fn command(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program);
-        for option in &self.options {
-            command.args(["-o", option]);
-        }
-        command.args(arguments).env("LC_ALL", "C");
-        command
-    }
-}
-
-/// The URI of Debian's archive among the system's sources ("label URI" lines).
-fn archive(configured: &str) -> Option<&str> {
-    let uris = || configured.lines().filter_map(|line| line.rsplit_once(' '));
-    // A source whose lists were never fetched has no label yet.
-    uris()
-        .find(|(label, _)| *label == "Debian")
-        .or_else(|| uris().find(|(_, uri)| uri.trim_end_matches('/').ends_with("/debian")))
-        .map(|(_, uri)| uri)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -345,17 +275,6 @@ mod tests {
                      linux-source-6.1\nlinux-source-7.3-rt\nlinux-source\n";
         assert_eq!(newest(names).as_deref(), Some("linux-source-7.10"));
         assert_eq!(newest("linux-source-6.1\nlinux-source-6.17\n"), None);
-    }
-
-    #[test]
-    fn the_archive_is_the_systems() {
-        let configured = "Debian-Security http://a.example/debian-security/\n\
-                          Debian http://a.example/debian-mirror/\n";
-        assert_eq!(archive(configured), Some("http://a.example/debian-mirror/"));
-        let fresh = "$(LABEL) http://a.example/debian-security/\n\
-                     $(LABEL) http://a.example/debian/\n";
-        assert_eq!(archive(fresh), Some("http://a.example/debian/"));
-        assert_eq!(archive("Ubuntu http://a.example/ubuntu/\n"), None);
     }
 
     #[test]

@@ -3,12 +3,14 @@
 //!
 //! - [`setup`] prepares: [`prerequisites`] (packages), [`kernel_source`], [`kernel`], [`module`] (ivpci),
 //!   [`programs`] (everything in Rust), [`image`] (initramfs of guest and lab VM).
-//! - [`demo`], [`perf`], [`mod@test`] and [`conformance`] prepare, then [`run`] their runner where [`platform`] says: on this
-//!   machine's KVM, or in the [`lab_vm`].
+//! - [`demo`], [`perf`], [`mod@test`], [`conformance`] and [`program_suite`] prepare, then [`run`] their runner where
+//!   [`platform`] says: on this machine's KVM, or in the [`lab_vm`].
+//! - [`program_image`] makes what guests need to run programs of Debian's, which it gets by [`apt`].
 //! - [`patch_vmm`] brings the device into a checkout of Cloud Hypervisor, by [`diff`]s.
 //! - [`cache`] is the folder outside the repository where everything that is built is kept; [`process`]
 //!   runs commands with a progress line and a log, and ends them at a limit or at a [`standstill`].
 
+mod apt;
 mod cache;
 mod conformance;
 mod demo;
@@ -24,6 +26,8 @@ mod perf;
 mod platform;
 mod prerequisites;
 mod process;
+mod program_image;
+mod program_suite;
 mod programs;
 #[path = "../../tests/src/reports.rs"]
 mod reports;
@@ -62,6 +66,8 @@ enum Command {
     Perf(perf::Options),
     /// Make the same system calls over TCP and over SMC, and write docs/tcp.md.
     Conformance(conformance::Options),
+    /// Run programs of Debian's over TCP and over SMC-D, check what they do, and print a table.
+    Programs(program_suite::Options),
     /// For maintainers: write guest/linux-patches anew, after a change, with what is around each line in Debian's newest source.
     RecordLinux(kernel_patch::Options),
     /// Run the lab's runner by hand, with arguments of your own (`cargo xtask lab -- --help`).
@@ -77,6 +83,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::main(&options),
         Command::Perf(options) => perf::main(&options),
         Command::Conformance(options) => conformance::main(&options),
+        Command::Programs(options) => program_suite::main(&options),
         Command::RecordLinux(options) => kernel_patch::main(&options),
         Command::Lab(options) => run::lab(&options),
         Command::PatchVmm(options) => patch_vmm::main(&options),

@@ -17,6 +17,9 @@ use crate::process;
 use crate::programs;
 use crate::setup::{self, KernelFlavour, KernelSource, Prepared};
 
+/// In the folder of a run: the programs of Debian's that its guests are to run.
+const PROGRAMS: &str = "programs";
+
 /// Under which VMM the guests run.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Vmm {
@@ -141,13 +144,16 @@ pub fn runner_here(
     limit: Duration,
 ) -> Result<Outcome> {
     let (folder, outcome) = run_folder(prepared, options, program, name)?;
-    let stage = folder.join("stage");
-    let mut command = platform::apart(&stage.join("runner"))?;
+    let places = Places {
+        stage: &folder.join("stage"),
+        out: &outcome.out,
+        programs: &folder.join(PROGRAMS),
+    };
+    let mut command = platform::apart(&places.stage.join("runner"))?;
     command
         .args(arguments)
         .envs(environment(
-            &stage,
-            &outcome.out,
+            &places,
             Platform::Kvm,
             options.vmm,
             &prepared.guest_kernel,
@@ -174,9 +180,13 @@ fn runner_in_lab(
         "an argument for the lab VM has more than one line"
     );
     let (folder, outcome) = run_folder(prepared, options, program, name)?;
-    let (stage, out) = (Path::new("/stage"), Path::new("/host/out"));
+    let places = Places {
+        stage: Path::new("/stage"),
+        out: Path::new("/host/out"),
+        programs: &Path::new("/host").join(PROGRAMS),
+    };
     let kernel = &prepared.guest_kernel;
-    let environment: String = environment(stage, out, Platform::Lab, options.vmm, kernel)
+    let environment: String = environment(&places, Platform::Lab, options.vmm, kernel)
         .map(|(name, value)| format!("{name}={value}\n"))
         .collect();
     fs::write(folder.join("env"), environment)?;
@@ -209,6 +219,10 @@ fn run_folder(
     let out = folder.join("out");
     fs::create_dir_all(&out)?;
     fill_stage(prepared, options, program, &folder.join("stage"))?;
+    // Not in the stage, all of which a lab VM keeps in its memory.
+    for image in &prepared.program_images {
+        image.stage(&folder.join(PROGRAMS))?;
+    }
     let log = folder.join("runner.log");
     Ok((
         folder,
@@ -220,10 +234,16 @@ fn run_folder(
     ))
 }
 
+/// Where the runner finds what it needs, and writes to.
+struct Places<'a> {
+    stage: &'a Path,
+    out: &'a Path,
+    programs: &'a Path,
+}
+
 /// The runner's environment.
 fn environment(
-    stage: &Path,
-    out: &Path,
+    places: &Places<'_>,
     platform: Platform,
     vmm: Vmm,
     kernel: &Kernel,
@@ -232,8 +252,9 @@ fn environment(
         .ok()
         .filter(|value| !value.contains('\n'));
     [
-        ("IVSMC_STAGE", stage.display().to_string()),
-        ("IVSMC_OUT", out.display().to_string()),
+        ("IVSMC_STAGE", places.stage.display().to_string()),
+        ("IVSMC_OUT", places.out.display().to_string()),
+        ("IVSMC_PROGRAMS", places.programs.display().to_string()),
         ("IVSMC_PLATFORM", platform.name().to_owned()),
         ("IVSMC_VMM", vmm.name().to_owned()),
         ("IVSMC_KERNEL", kernel.flavour.name().to_owned()),

@@ -9,6 +9,7 @@ use clap::Args;
 use crate::cache::Cache;
 use crate::kernel::{Flavour, Kernel};
 use crate::kernel_source::{Source, Unfit};
+use crate::program_image::ProgramImage;
 use crate::programs::Programs;
 use crate::{image, kernel, kernel_patch, kernel_source, module, prerequisites, programs};
 
@@ -49,6 +50,8 @@ pub struct Prepared {
     pub guest_image: PathBuf,
     pub lab_image: PathBuf,
     pub programs: Programs,
+    /// Programs of Debian's that the guests are to run; none unless a command adds some.
+    pub program_images: Vec<ProgramImage>,
 }
 
 /// Makes everything that is not there yet.
@@ -73,6 +76,7 @@ pub fn prepare(source: &KernelSource, flavour: Option<Flavour>) -> Result<Prepar
         guest_image,
         lab_image,
         programs,
+        program_images: Vec::new(),
     })
 }
 

@@ -15,13 +15,13 @@ use crate::kernel::Flavour;
 use crate::reports::is_report;
 use crate::run::{self, Outcome, RunOptions};
 use crate::setup::{self, KernelFlavour, KernelSource, Prepared};
-use crate::{module, process, programs};
+use crate::{module, process, program_image, programs};
 
 /// How long the suite of guests may take: on a normal kernel, and on a debug kernel.
 const LIMITS: [Duration; 2] = [Duration::from_secs(30 * 60), Duration::from_secs(90 * 60)];
 
 /// What the names of the tests with guests have, each in a run of its own: a lab VM that crashes loses no more than one.
-const GROUPS: [&str; 10] = [
+const GROUPS: [&str; 11] = [
     "traffic::",
     "splice::",
     "life::",
@@ -32,7 +32,11 @@ const GROUPS: [&str; 10] = [
     "faults::",
     "defects::",
     "cloud_hypervisor::",
+    "programs::",
 ];
+
+/// Which programs of Debian's are run each time.
+const PROGRAMS: [&str; 3] = ["go", "nginx", "postgresql"];
 
 /// What is run by hand alone, with `--filter`, until it has been seen to pass on a fast and on a slow machine.
 #[cfg(test)]
@@ -139,7 +143,14 @@ impl Tally {
 /// `cargo xtask test`
 pub fn main(options: &Options) -> Result<()> {
     options.run.check()?;
-    let prepared = setup::prepare(&options.source, options.flavour.kernel)?;
+    let mut prepared = setup::prepare(&options.source, options.flavour.kernel)?;
+    for name in PROGRAMS {
+        let test = format!("programs::{name}");
+        if options.filter.as_ref().is_none_or(|f| test.contains(f)) {
+            let image = program_image::build(&prepared.cache, &prepared.repository, name)?;
+            prepared.program_images.push(image);
+        }
+    }
     let mut tally = Tally::default();
     tally += workspace(&prepared, options)?;
     if options.filter.is_none() {

@@ -10,6 +10,7 @@ mod hostile_vmm;
 mod life;
 mod mesh;
 mod options;
+mod programs;
 mod run;
 mod smc_defects;
 mod splice;
@@ -188,6 +189,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     compatibility::add(&mut suite);
     conformance::add(&mut suite);
     options::add(&mut suite);
+    programs::add(&mut suite);
     run::add(&mut suite);
     mesh::add(&mut suite);
     faults::add(&mut suite);
