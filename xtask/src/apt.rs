@@ -17,7 +17,9 @@ use crate::process;
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// What is not unpacked: nobody reads it, and a guest has it in its memory.
-const LEFT_OUT: [&str; 9] = [
+const LEFT_OUT: [&str; 10] = [
+    "./usr/lib/*/gconv",
+    "./usr/lib/jvm/*/jmods",
     "./usr/share/bug",
     "./usr/share/doc",
     "./usr/share/doc-base",
@@ -26,7 +28,6 @@ const LEFT_OUT: [&str; 9] = [
     "./usr/share/lintian",
     "./usr/share/locale",
     "./usr/share/man",
-    "./usr/lib/*/gconv",
 ];
 
 /// A package that is to be had.

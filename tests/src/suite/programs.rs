@@ -192,7 +192,7 @@ fn script(transport: Transport, name: &str) -> Command {
         .program(&format!("chroot {ROOT} bash {SCRIPTS}/{name}"))
         .env("PATH", "/usr/sbin:/usr/bin")
         .env("HOME", "/root")
-        .env("LC_ALL", "C.UTF-8")
+        .env("LC_ALL", "C")
 }
 
 /// What a client has told: lines "figure VALUE UNIT WHAT".
