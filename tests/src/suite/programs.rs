@@ -199,8 +199,11 @@ fn script(transport: Transport, name: &str) -> Command {
 fn told(output: &str) -> Result<Vec<Figure>> {
     let figure = |line: &str| {
         let mut parts = line.splitn(3, ' ');
+        let value = parts.next()?.parse().ok()?;
+        // Nothing at all has been done otherwise.
+        (value > 0.0).then_some(())?;
         Some(Figure {
-            values: vec![parts.next()?.parse().ok()?],
+            values: vec![value],
             unit: parts.next()?.to_owned(),
             what: parts.next()?.to_owned(),
         })
@@ -275,6 +278,7 @@ mod tests {
         assert_eq!(smc[0].gain(&tcp[0]), 2.5);
         assert_eq!(smc[1].gain(&tcp[1]), 4.0);
         assert!(super::told("figure many requests/s x\n").is_err());
+        assert!(super::told("figure 0.0 requests/s x\n").is_err());
     }
 
     #[test]
