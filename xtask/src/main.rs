@@ -6,7 +6,7 @@
 //! - [`demo`], [`perf`], [`mod@test`], [`conformance`] and [`program_suite`] prepare, then [`run`] their runner where
 //!   [`platform`] says: on this machine's KVM, or in the [`lab_vm`].
 //! - [`program_image`] makes what guests need to run programs of Debian's, which it gets by [`apt`].
-//! - [`patch_vmm`] brings the device into a checkout of Cloud Hypervisor, by [`diff`]s.
+//! - [`patch_vmm`] brings the device into a checkout of Cloud Hypervisor, by [`diff`]s; [`kernel_patch`] changes Linux by them.
 //! - [`cache`] is the folder outside the repository where everything that is built is kept; [`process`]
 //!   runs commands with a progress line and a log, and ends them at a limit or at a [`standstill`].
 
