@@ -7,7 +7,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
 
 use crate::cache::{self, Cache};
 use crate::diff::FileDiff;
@@ -72,12 +71,8 @@ fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// Options of `cargo xtask record-linux`.
-#[derive(Args)]
-pub struct Options {}
-
 /// `cargo xtask record-linux`
-pub fn main(_: &Options) -> Result<()> {
+pub fn main() -> Result<()> {
     let repository = crate::repository()?;
     let cache = Cache::open()?;
     let source = Source::debians(&cache)?;

@@ -69,7 +69,7 @@ enum Command {
     /// Run programs of Debian's over TCP and over SMC-D, check what they do, and print a table.
     Programs(program_suite::Options),
     /// For maintainers: write guest/linux-patches anew, after a change, with what is around each line in Debian's newest source.
-    RecordLinux(kernel_patch::Options),
+    RecordLinux,
     /// Run the lab's runner by hand, with arguments of your own (`cargo xtask lab -- --help`).
     Lab(run::LabOptions),
     /// Bring the device into a checkout of Cloud Hypervisor; fetch and build nothing.
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
         Command::Perf(options) => perf::main(&options),
         Command::Conformance(options) => conformance::main(&options),
         Command::Programs(options) => program_suite::main(&options),
-        Command::RecordLinux(options) => kernel_patch::main(&options),
+        Command::RecordLinux => kernel_patch::main(),
         Command::Lab(options) => run::lab(&options),
         Command::PatchVmm(options) => patch_vmm::main(&options),
     };
