@@ -8,8 +8,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::image;
-use crate::run::{self, RunOptions};
-use crate::setup::{self, KernelFlavour, KernelSource};
+use crate::run::{self, GuestOptions};
 
 /// How long the runner may take.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -23,21 +22,16 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     #[command(flatten)]
-    source: KernelSource,
-    #[command(flatten)]
-    flavour: KernelFlavour,
-    #[command(flatten)]
-    run: RunOptions,
+    guests: GuestOptions,
 }
 
 /// `cargo xtask demo`
 pub fn main(options: &Options) -> Result<()> {
-    options.run.check()?;
-    let prepared = setup::prepare(&options.source, options.flavour.kernel)?;
+    let prepared = options.guests.prepare()?;
     let arguments = ["demo".to_owned()];
     let outcome = run::runner(
         &prepared,
-        &options.run,
+        &options.guests.run,
         &prepared.programs.lab,
         "demo",
         &arguments,

@@ -13,9 +13,10 @@ use crate::diff::FileDiff;
 use crate::diff::place::Unplaced;
 use crate::kernel_source::Source;
 
-/// Where the patches are, from the repository's top, in the order in which they are applied: those that every kernel has,
-/// and those of a mended one.
-pub const FOLDERS: [&str; 2] = ["guest/linux-patches/lab", "guest/linux-patches/smc"];
+/// Where the patches are that every kernel has, from the repository's top.
+pub const LAB: &str = "guest/linux-patches/lab";
+/// Where those of a mended kernel are, which come after them.
+pub const SMC: &str = "guest/linux-patches/smc";
 
 /// The patches of a folder, in the order of their names.
 pub fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -77,7 +78,7 @@ pub fn main() -> Result<()> {
     let cache = Cache::open()?;
     let source = Source::debians(&cache)?;
     let tree = cache.fresh("record-linux")?;
-    for folder in FOLDERS {
+    for folder in [LAB, SMC] {
         for patch in sorted(&repository.join(folder))? {
             record(&patch, &source.folder, &tree)
                 .with_context(|| format!("{} and Linux {}", patch.display(), source.version))?;
@@ -153,7 +154,7 @@ mod tests {
 
     #[test]
     fn the_patches_are_recorded() {
-        for folder in FOLDERS {
+        for folder in [LAB, SMC] {
             for patch in sorted(&crate::repository().unwrap().join(folder)).unwrap() {
                 let text = read(&patch).unwrap();
                 let files = FileDiff::parse(&text).unwrap();

@@ -10,8 +10,7 @@ use clap::Args;
 
 use crate::image;
 use crate::process;
-use crate::run::{self, RunOptions};
-use crate::setup::{self, KernelFlavour, KernelSource};
+use crate::run::{self, GuestOptions};
 
 /// How long the runner may take.
 const LIMIT: Duration = Duration::from_secs(90 * 60);
@@ -46,17 +45,12 @@ pub struct Options {
     #[arg(long, value_name = "OLD.json")]
     compare: Option<PathBuf>,
     #[command(flatten)]
-    source: KernelSource,
-    #[command(flatten)]
-    flavour: KernelFlavour,
-    #[command(flatten)]
-    run: RunOptions,
+    guests: GuestOptions,
 }
 
 /// `cargo xtask perf`
 pub fn main(options: &Options) -> Result<()> {
-    options.run.check()?;
-    let prepared = setup::prepare(&options.source, options.flavour.kernel)?;
+    let prepared = options.guests.prepare()?;
     let program = &prepared.programs.perf;
 
     let mut arguments = vec!["run".to_owned(), "--machine".into(), machine()];
@@ -75,7 +69,14 @@ pub fn main(options: &Options) -> Result<()> {
             .with_context(|| format!("--compare {}", old.display()))?;
     }
 
-    let outcome = run::runner(&prepared, &options.run, program, "perf", &arguments, LIMIT)?;
+    let outcome = run::runner(
+        &prepared,
+        &options.guests.run,
+        program,
+        "perf",
+        &arguments,
+        LIMIT,
+    )?;
     ensure!(
         outcome.status == 0,
         "the suite failed (status {}); its logs, and what it measured before, are in {}",

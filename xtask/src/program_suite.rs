@@ -8,8 +8,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::program_image;
-use crate::run::{self, RunOptions};
-use crate::setup::{self, KernelFlavour, KernelSource};
+use crate::run::{self, GuestOptions};
 
 /// How long one program may take.
 const LIMIT: Duration = Duration::from_secs(45 * 60);
@@ -23,17 +22,12 @@ pub struct Options {
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     #[command(flatten)]
-    source: KernelSource,
-    #[command(flatten)]
-    flavour: KernelFlavour,
-    #[command(flatten)]
-    run: RunOptions,
+    guests: GuestOptions,
 }
 
 /// `cargo xtask programs`
 pub fn main(options: &Options) -> Result<()> {
-    options.run.check()?;
-    let mut prepared = setup::prepare(&options.source, options.flavour.kernel)?;
+    let mut prepared = options.guests.prepare()?;
     let names = if options.names.is_empty() {
         program_image::all(&prepared.repository)?
     } else {
@@ -47,7 +41,7 @@ pub fn main(options: &Options) -> Result<()> {
         prepared.program_images = vec![image];
         let outcome = run::runner(
             &prepared,
-            &options.run,
+            &options.guests.run,
             &prepared.programs.lab,
             &format!("programs-{name}"),
             &["suite", "programs::"].map(str::to_owned),

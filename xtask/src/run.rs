@@ -70,15 +70,30 @@ impl RunOptions {
     }
 }
 
+/// Options of all commands that run guests.
+#[derive(Args)]
+pub struct GuestOptions {
+    #[command(flatten)]
+    pub source: KernelSource,
+    #[command(flatten)]
+    pub flavour: KernelFlavour,
+    #[command(flatten)]
+    pub run: RunOptions,
+}
+
+impl GuestOptions {
+    /// Checks them, and makes everything that is not there yet.
+    pub fn prepare(&self) -> Result<Prepared> {
+        self.run.check()?;
+        setup::prepare(&self.source, self.flavour.kernel)
+    }
+}
+
 /// Options of `cargo xtask lab`.
 #[derive(Args)]
 pub struct LabOptions {
     #[command(flatten)]
-    source: KernelSource,
-    #[command(flatten)]
-    flavour: KernelFlavour,
-    #[command(flatten)]
-    run: RunOptions,
+    guests: GuestOptions,
     /// Arguments of the runner.
     #[arg(last = true, value_name = "ARGUMENT")]
     arguments: Vec<String>,
@@ -99,11 +114,10 @@ const LAB_LIMIT: Duration = Duration::from_secs(3 * 3600);
 
 /// `cargo xtask lab`
 pub fn lab(options: &LabOptions) -> Result<()> {
-    options.run.check()?;
-    let prepared = setup::prepare(&options.source, options.flavour.kernel)?;
+    let prepared = options.guests.prepare()?;
     let outcome = runner(
         &prepared,
-        &options.run,
+        &options.guests.run,
         &prepared.programs.lab,
         "lab",
         &options.arguments,

@@ -59,7 +59,7 @@ pub fn prepare(source: &KernelSource, flavour: Option<Flavour>) -> Result<Prepar
     let repository = crate::repository()?;
     let cache = Cache::open()?;
     prerequisites::install(&cache)?;
-    let patches = repository.join(kernel_patch::FOLDERS[0]);
+    let patches = repository.join(kernel_patch::LAB);
     let source = kernel_source::get(&cache, source.tree.as_deref(), &patches)?;
     let (source, flavour) = mend(&cache, &repository, source, flavour)?;
     let lab_kernel = kernel::build(&cache, &repository, &source, flavour.plain())?;
@@ -93,7 +93,7 @@ fn mend(
     {
         return Ok((source, flavour));
     }
-    let patches = repository.join(kernel_patch::FOLDERS[1]);
+    let patches = repository.join(kernel_patch::SMC);
     match (source.patched(cache, &patches, Unfit::Error), flavour) {
         (Ok(mended), flavour) => Ok((mended, flavour.unwrap_or(Flavour::Mended))),
         (Err(error), Some(_)) => {

@@ -13,8 +13,8 @@ use clap::Args;
 
 use crate::kernel::Flavour;
 use crate::reports::is_report;
-use crate::run::{self, Outcome, RunOptions};
-use crate::setup::{self, KernelFlavour, KernelSource, Prepared};
+use crate::run::{self, GuestOptions, Outcome};
+use crate::setup::{self, Prepared};
 use crate::{module, process, program_image, programs};
 
 /// How long the suite of guests may take: on a normal kernel, and on a debug kernel.
@@ -59,11 +59,7 @@ pub struct Options {
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
     #[command(flatten)]
-    source: KernelSource,
-    #[command(flatten)]
-    flavour: KernelFlavour,
-    #[command(flatten)]
-    run: RunOptions,
+    guests: GuestOptions,
 }
 
 /// How tests went.
@@ -143,8 +139,7 @@ impl Tally {
 
 /// `cargo xtask test`
 pub fn main(options: &Options) -> Result<()> {
-    options.run.check()?;
-    let mut prepared = setup::prepare(&options.source, options.flavour.kernel)?;
+    let mut prepared = options.guests.prepare()?;
     for name in PROGRAMS {
         let test = format!("programs::{name}");
         if options.filter.as_ref().is_none_or(|f| test.contains(f)) {
@@ -159,7 +154,7 @@ pub fn main(options: &Options) -> Result<()> {
     }
     tally += two_guests(&prepared, options)?;
     if options.filter.is_none()
-        && options.flavour.kernel.is_none()
+        && options.guests.flavour.kernel.is_none()
         && prepared.guest_kernel.flavour.is_mended()
     {
         // It holds the cache's lock.
@@ -279,7 +274,7 @@ fn two_guests(prepared: &Prepared, options: &Options) -> Result<Tally> {
         let arguments = ["qemu-ivshmem".to_owned()];
         let outcome = run::runner_here(
             prepared,
-            &options.run,
+            &options.guests.run,
             &prepared.programs.lab,
             "test-qemu",
             &arguments,
@@ -295,7 +290,7 @@ fn two_guests(prepared: &Prepared, options: &Options) -> Result<Tally> {
 fn suite(prepared: &Prepared, options: &Options, name: &str, filter: &str) -> Result<Tally> {
     let outcome = run::runner(
         prepared,
-        &options.run,
+        &options.guests.run,
         &prepared.programs.lab,
         name,
         &["suite".to_owned(), filter.to_owned()],
@@ -310,7 +305,7 @@ fn suite(prepared: &Prepared, options: &Options, name: &str, filter: &str) -> Re
 /// A few tests with guests on a kernel that is as it is upstream.
 fn mainline(options: &Options) -> Result<Tally> {
     heading("tests with guests on mainline");
-    let prepared = setup::prepare(&options.source, Some(Flavour::Mainline))?;
+    let prepared = setup::prepare(&options.guests.source, Some(Flavour::Mainline))?;
     suite(&prepared, options, "test-mainline", ON_MAINLINE)
 }
 
