@@ -21,7 +21,7 @@ use crate::{module, process, program_image, programs};
 const LIMITS: [Duration; 2] = [Duration::from_secs(30 * 60), Duration::from_secs(90 * 60)];
 
 /// What the names of the tests with guests have, each in a run of its own: a lab VM that crashes loses no more than one.
-const GROUPS: [&str; 11] = [
+const GROUPS: [&str; 12] = [
     "traffic::",
     "splice::",
     "life::",
@@ -31,6 +31,7 @@ const GROUPS: [&str; 11] = [
     "mesh::",
     "faults::",
     "defects::",
+    "hostile_vmm::",
     "cloud_hypervisor::",
     "programs::",
 ];
@@ -38,10 +39,9 @@ const GROUPS: [&str; 11] = [
 /// Which programs of Debian's are run each time.
 const PROGRAMS: [&str; 3] = ["go", "nginx", "postgresql"];
 
-/// What is run by hand alone, with `--filter`: the one takes long, and tests nothing but Linux; the hostile process of
-/// the other one does not always come to its attack on a fast machine.
+/// What is run by hand alone, with `--filter`: it takes long, and tests nothing but Linux.
 #[cfg(test)]
-const BY_HAND: [&str; 2] = ["conformance::", "hostile_vmm::"];
+const BY_HAND: [&str; 1] = ["conformance::"];
 
 /// What is run on mainline as well when the kernel was not chosen: that it works there.
 const ON_MAINLINE: &str = "traffic::";

@@ -22,8 +22,13 @@ const MOMENT: Duration = Duration::from_millis(300);
 /// Sends them; gives the connection, which stays, or `None` if the device has ended it before all was sent.
 fn send(target: &Target, packets: &Packets) -> Result<Option<Client>> {
     let client = Client::connect(&target.socket, PATIENCE)?;
-    for (bytes, descriptors) in packets {
+    for (index, (bytes, descriptors)) in packets.iter().enumerate() {
         if client.send_soon(bytes, descriptors, PATIENCE).is_err() {
+            return Ok(None);
+        }
+        // Who has an answer to HELLO may send descriptors. To try until one may would give the device time to end the
+        // connection at the packet before.
+        if index == 0 && packets.len() > 1 && client.next(PATIENCE).is_err() {
             return Ok(None);
         }
     }

@@ -28,7 +28,7 @@ pub enum Place {
     NeverRead,
 }
 
-/// What is sent, in order: bytes and descriptors.
+/// What is sent, in order: bytes and descriptors. If it is more than one packet, the first is HELLO.
 pub type Packets = Vec<(Vec<u8>, Vec<RawFd>)>;
 
 impl Place {
@@ -83,7 +83,10 @@ impl Place {
                 vec![introduction(low), (long, vec![fd, bell])]
             }
             Self::NoMessage => vec![(vec![0x5a; 56], vec![fd])],
-            Self::NeverRead => vec![(b"nonsense".to_vec(), vec![]), (vec![0], vec![fd])],
+            Self::NeverRead => {
+                let nonsense = (b"nonsense".to_vec(), vec![]);
+                vec![introduction(low), nonsense, (vec![0], vec![fd])]
+            }
         }
     }
 }
