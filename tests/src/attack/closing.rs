@@ -28,8 +28,8 @@ fn send(target: &Target, packets: &Packets) -> Result<Option<Client>> {
         }
         // Who has an answer to HELLO may send descriptors. To try until one may would give the device time to end the
         // connection at the packet before.
-        if index == 0 && packets.len() > 1 && client.next(PATIENCE).is_err() {
-            return Ok(None);
+        if index == 0 && packets.len() > 1 {
+            client.next(PATIENCE).context("the answer to HELLO")?;
         }
     }
     Ok(Some(client))
@@ -90,7 +90,7 @@ pub fn fuse(target: &Target) -> Result<()> {
     for (place, file) in Place::ALL.into_iter().zip(files) {
         let packets = place.packets(file?, good, NUMBER, target.window_shift);
         let client = send(target, &packets)?;
-        // The device may be quicker than the second packet. All that it does in order.
+        // The device may have ended the connection before the last packet. All that it does in order.
         ensure!(
             client.is_some() || matches!(place, Place::NeverRead),
             "{place:?}: the connection has ended"
