@@ -225,10 +225,11 @@ fn driver(prepared: &Prepared) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Whether sparse was run, and neither it nor the compiler had anything to say.
+/// Whether sparse was run, and neither it nor the compiler had anything to say of a place. What Kbuild itself warns of,
+/// with no place before it, is of the machine: that its pahole, say, is not the one that the kernel was built with.
 fn is_clean(output: &str) -> bool {
     let finding = |line: &str| {
-        !line.contains(SPARSE_LIMIT) && (line.contains("warning:") || line.contains("error:"))
+        !line.contains(SPARSE_LIMIT) && (line.contains(": warning:") || line.contains(": error:"))
     };
     output
         .lines()
@@ -417,6 +418,12 @@ mod tests {
         ));
         assert!(is_clean(
             "  CHECK   a.c\na.c:1:1: error: too long token expansion\n"
+        ));
+        assert!(!is_clean(
+            "  CHECK   a.c\nivpci.o: warning: objtool: ivpci_probe+0x1: unreachable\n"
+        ));
+        assert!(is_clean(
+            "warning: pahole version differs from the one used to build the kernel\n  CHECK   a.c\n"
         ));
     }
 
