@@ -19,6 +19,9 @@ use crate::{Event, EventKind, Host, Window};
 /// The variable that makes the crate take this kernel for one that cannot refuse descriptors.
 pub const OLD_KERNEL: &str = "IVSMC_TEST_OLD_KERNEL";
 
+/// How long an event may take to be told on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 #[derive(Default)]
 struct Inner {
     /// By guest address: address in this process, size, link.
@@ -132,6 +135,16 @@ impl FakeHost {
     /// The events since the last call.
     pub fn events(&self) -> Vec<Event> {
         mem::take(&mut self.events.lock().unwrap())
+    }
+
+    /// The events since the last call, of which there will be as many: a VMM is told of what has happened, after it has.
+    pub fn awaited_events(&self, count: usize) -> Vec<Event> {
+        let end = Instant::now() + PATIENCE;
+        while self.events.lock().unwrap().len() < count {
+            assert!(Instant::now() < end, "there are no {count} events in time");
+            thread::sleep(Duration::from_millis(2));
+        }
+        self.events()
     }
 
     /// The kinds of the events since the last call, and their links.
