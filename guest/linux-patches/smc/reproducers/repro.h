@@ -383,6 +383,29 @@ static inline long repro_buffers_in_use(void)
 	return length == 8 ? *(__u64 *)at : *(__u32 *)at;
 }
 
+/* the next connection of a listener, or -1 if none comes; poll() tells of some that accept() does not give */
+static inline int repro_accept(int listener)
+{
+	struct pollfd readable = { .fd = listener, .events = POLLIN };
+
+	NEED(fcntl(listener, F_SETFL, O_NONBLOCK));
+	if (poll(&readable, 1, 500) != 1)
+		return -1;
+	return accept(listener, NULL, NULL);
+}
+
+/* differs from before if the kernel has warned since */
+static inline long repro_complaints(void)
+{
+	FILE *tainted = fopen("/proc/sys/kernel/tainted", "r");
+	long flags;
+
+	if (!tainted || fscanf(tainted, "%ld", &flags) != 1)
+		repro_fail("/proc/sys/kernel/tainted");
+	fclose(tainted);
+	return flags;
+}
+
 /* runs a case in a process of its own: 0, or 2 if it could not run */
 static inline int repro_run(const struct repro_case *tried, int protocol, char *result)
 {
