@@ -11,7 +11,7 @@ use crate::cache::Cache;
 use crate::process;
 
 /// To build the kernel and the module.
-const BUILD: [&str; 13] = [
+const BUILD: [&str; 14] = [
     "gcc",
     "libc6-dev",
     "make",
@@ -25,6 +25,7 @@ const BUILD: [&str; 13] = [
     "kmod",
     "perl",
     "sparse",
+    "dwarves",
 ];
 
 /// To run the guests, and to be run in them.

@@ -2,6 +2,7 @@
 //! What a guest's user needs of SMC-D: programs run over it, and the truth about every connection.
 //!
 //! - [`run`]: makes any program's TCP sockets SMC sockets, without touching the program.
+//! - [`enable`]: the same for whole cgroups, by BPF.
 //! - [`connections`]: what SMC's own diagnosis says of every SMC socket.
 //! - [`owners`]: the processes that have these sockets.
 //! - [`status`]: all of that and of what follows, at once.
@@ -15,6 +16,7 @@
 
 pub mod connections;
 pub mod devices;
+pub mod enable;
 mod generic;
 pub mod netlink;
 pub mod owners;

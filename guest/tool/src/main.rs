@@ -2,13 +2,15 @@
 //! `ivsmc-guest`: SMC-D for the user of a guest.
 
 use clap::{Parser, Subcommand};
+use ivsmc_guest::enable::policy::Policy;
 use ivsmc_guest::owners::Owner;
 use ivsmc_guest::statistics::Statistics;
 use ivsmc_guest::status::Status;
-use ivsmc_guest::{run, sigpipe, ueid, warm};
+use ivsmc_guest::{enable, run, sigpipe, ueid, warm};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Programs over SMC-D, and the truth about their connections.
@@ -41,6 +43,27 @@ enum Command {
         )]
         command: Vec<OsString>,
     },
+    /// Have all TCP sockets be SMC sockets, or those of some cgroups: services, containers, whoever starts them
+    ///
+    /// A BPF program in the kernel does it, until `disable` or the system's end; no process stays. It is for sockets that are
+    /// opened from now on, in all network namespaces. Sockets opened through io_uring stay as they are. A policy that is there
+    /// is replaced. A process is decided upon by the innermost cgroup around it that is named.
+    Enable {
+        /// A cgroup's name, such as nginx.service, or the start of one: libpod-*; without any, everything
+        #[arg(value_name = "CGROUP")]
+        cgroups: Vec<String>,
+        /// A cgroup whose sockets stay as they are
+        #[arg(long, value_name = "CGROUP")]
+        except: Vec<String>,
+        /// A TOML file with these names: cgroups = ["nginx.service", "libpod-*"], except = ["backup.service"]
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["cgroups", "except"])]
+        policy: Option<PathBuf>,
+        /// Another protocol than SMC, for tests
+        #[arg(long, hide = true, value_name = "NUMBER", default_value_t = ivsmc_guest::IPPROTO_SMC)]
+        protocol: i32,
+    },
+    /// End what `enable` began; sockets that are open stay as they are
+    Disable,
     /// Say of every SMC connection how its data moves, why it fell back to TCP, and which process has it
     Status {
         /// As JSON
@@ -87,6 +110,34 @@ fn main() -> ExitCode {
         Command::Run { protocol, command } => match command.split_first() {
             Some((program, arguments)) => Err(run::run(program, arguments, protocol).into()),
             None => Err("run: the program is missing".into()),
+        },
+        Command::Enable {
+            cgroups,
+            except,
+            policy,
+            protocol,
+        } => {
+            let policy = match policy {
+                Some(file) => Policy::read(&file),
+                None => Policy::new(&cgroups, &except),
+            };
+            let enabled = policy.map_err(enable::Error::from);
+            match enabled.and_then(|policy| enable::enable(&policy, protocol)) {
+                Ok(0) => Ok(()),
+                Ok(skipped) => writeln!(
+                    io::stderr(),
+                    "ivsmc-guest: in {skipped} network namespaces connections could not be chosen"
+                )
+                .map_err(Into::into),
+                Err(error) => Err(error.into()),
+            }
+        }
+        Command::Disable => match enable::disable() {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                writeln!(io::stderr(), "ivsmc-guest: nothing was enabled").map_err(Into::into)
+            }
+            Err(error) => Err(error.into()),
         },
         Command::Status { json } => status(json),
         Command::Warm { peers, port } => {
@@ -176,6 +227,13 @@ fn print_status(status: &Status, out: &mut impl Write) -> io::Result<()> {
         names => names.join(", "),
     };
     writeln!(out, "UEIDs: {ueids}")?;
+    if let Some(enabled) = &status.enabled {
+        writeln!(
+            out,
+            "Enabled by user {} for {}: {} sockets made SMC sockets, {} left TCP",
+            enabled.uid, enabled.policy, enabled.made, enabled.left
+        )?;
+    }
     let Statistics {
         client_connections,
         server_connections,

@@ -3,6 +3,7 @@
 
 use crate::connections::{self, Connection};
 use crate::devices::{self, Device};
+use crate::enable::{self, Enabled};
 use crate::pci::{self, PciDevice};
 use crate::statistics::Statistics;
 use crate::ueid;
@@ -18,6 +19,9 @@ pub struct Status {
     pub pci: Vec<PciDevice>,
     /// The user EIDs.
     pub ueids: Vec<String>,
+    /// What `enable` has enabled, if anything; only root is told.
+    #[serde(default)]
+    pub enabled: Option<Enabled>,
     /// The SMC sockets.
     pub connections: Vec<Connection>,
     /// What SMC has counted since the system began.
@@ -31,6 +35,7 @@ impl Status {
             devices: devices::list()?,
             pci: pci::list().unwrap_or_default(),
             ueids: ueid::list()?,
+            enabled: enable::enabled().unwrap_or_default(),
             connections: connections::list()?,
             statistics: Statistics::now()?,
         })

@@ -6,6 +6,7 @@
 //! - [`service`] and [`traffic`]: the two ends of connections that check every byte, and that they
 //!   are SMC-D as SMC's own diagnosis says on both sides.
 //! - [`sockets`]: what `socket()` gives, once and under load.
+//! - [`bpf`]: which BPF objects there are.
 //! - [`hold`]: a process that lets go of nothing.
 //! - [`kexec`]: another kernel.
 //! - [`splice`]: what goes through pipes, and a proxy that has all go through one.
@@ -15,6 +16,7 @@
 //! - [`limits`]: what can be had of such a device at best: the bounds that SMC-D is measured against.
 
 pub mod agent;
+pub mod bpf;
 pub mod cursors;
 pub mod hold;
 pub mod ivshmem;

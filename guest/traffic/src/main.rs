@@ -7,7 +7,7 @@ use ivsmc_traffic::hold::What;
 use ivsmc_traffic::limits::End;
 use ivsmc_traffic::service::{self, Failure};
 use ivsmc_traffic::traffic::{self, Expect, Target};
-use ivsmc_traffic::{agent, cursors, ivshmem, kexec, limits, sockets, splice, windows};
+use ivsmc_traffic::{agent, bpf, cursors, ivshmem, kexec, limits, sockets, splice, windows};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -165,6 +165,8 @@ enum Command {
     },
     /// Open a socket of each kind, and say what they are
     Sockets,
+    /// Count the kernel's BPF programs, maps and links
+    Bpf,
     /// Open sockets in many threads, beside processes that do the same and are killed
     Storm {
         /// How many threads
@@ -454,6 +456,7 @@ fn run(command: Command) -> Result<(), Failure> {
             until,
         } => client.run(|target, seed| target.hold(seed, what, &ready, &until)),
         Command::Sockets => print(&sockets::kinds()),
+        Command::Bpf => print(&bpf::objects()?),
         Command::Storm { threads, count } => print(&sockets::storm(threads, count)?),
         Command::Kexec {
             kernel,

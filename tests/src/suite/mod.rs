@@ -4,6 +4,7 @@
 mod cloud_hypervisor;
 mod compatibility;
 mod conformance;
+mod enable;
 mod faults;
 mod guest_life;
 mod hostile_vmm;
@@ -188,6 +189,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     guest_life::add(&mut suite);
     compatibility::add(&mut suite);
     conformance::add(&mut suite);
+    enable::add(&mut suite);
     options::add(&mut suite);
     programs::add(&mut suite);
     run::add(&mut suite);

@@ -80,22 +80,32 @@ impl Obstacle {
 pub fn run(program: &OsStr, arguments: &[OsString], protocol: i32) -> Error {
     // What we say may have no reader: the program runs all the same.
     sigpipe::ignore();
-    match try_out(protocol) {
-        Ok(()) => {
-            let started = start(protocol).map_err(io::Error::other);
-            if let Err(error) = started.and_then(|channel| confirmed(&channel)) {
-                return Error::Supervisor(error);
-            }
-        }
-        // Nothing is wrong with who has asked for it.
-        Err(Obstacle::NoSmc) => {}
-        Err(Obstacle::Taken) if is_ours(protocol) => {}
-        Err(obstacle) => {
+    if is_ours(protocol) {
+        // Within another `run` that goes without saying.
+        if !is_filtered() {
+            let program = program.display();
             let _ = writeln!(
                 io::stderr(),
-                "ivsmc-guest: {} runs with TCP: {obstacle}",
-                program.display()
+                "ivsmc-guest: the TCP sockets of {program} are SMC sockets already, by `ivsmc-guest enable`"
             );
+        }
+    } else {
+        match try_out(protocol) {
+            Ok(()) => {
+                let started = start(protocol).map_err(io::Error::other);
+                if let Err(error) = started.and_then(|channel| confirmed(&channel)) {
+                    return Error::Supervisor(error);
+                }
+            }
+            // Nothing is wrong with who has asked for it.
+            Err(Obstacle::NoSmc) => {}
+            Err(obstacle) => {
+                let _ = writeln!(
+                    io::stderr(),
+                    "ivsmc-guest: {} runs with TCP: {obstacle}",
+                    program.display()
+                );
+            }
         }
     }
     Error::Execute {
@@ -192,6 +202,12 @@ fn try_here(protocol: i32, mut channel: UnixStream) {
 fn is_ours(protocol: i32) -> bool {
     let opened = open(0).and_then(|opened| socket::protocol(&opened));
     opened.is_ok_and(|got| got == protocol)
+}
+
+/// Whether a seccomp filter watches this process.
+fn is_filtered() -> bool {
+    // SAFETY: takes no pointers.
+    unsafe { libc::prctl(libc::PR_GET_SECCOMP) == libc::SECCOMP_MODE_FILTER as i32 }
 }
 
 fn open(protocol: i32) -> io::Result<OwnedFd> {
