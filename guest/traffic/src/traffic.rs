@@ -156,6 +156,10 @@ impl Target {
                         (Some(here), Some(there)) if here.mirrors(there) => report.smcd = 1,
                         (Some(_), None) if self.expect == Expect::Proxied => report.smcd = 1,
                         (here, there) => {
+                            // One that has ended meanwhile has no buffers any more.
+                            if let Some(error) = stream.take_error()? {
+                                return Err(error.into());
+                            }
                             return Err(format!(
                                 "the two sides are not of one connection: {here:?} and {there:?}"
                             )
