@@ -59,7 +59,7 @@ mod test_utils;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Config, ConfigError};
+pub use config::{Allowed, Config, ConfigError};
 pub use counters::Counters;
 pub use device::{Device, DeviceState, Error, StateError};
 pub use event::{Event, EventKind};

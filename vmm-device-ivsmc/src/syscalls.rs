@@ -111,6 +111,7 @@ impl Fabric {
         any(libc::SYS_connect),
         any(libc::SYS_accept4),
         any(libc::SYS_getsockopt).with(2, libc::SO_PEERCRED as u32),
+        any(libc::SYS_getsockopt).with(2, libc::SO_PEERGROUPS as u32),
         any(libc::SYS_getsockopt).with(2, libc::SO_MEMINFO as u32),
         any(libc::SYS_setsockopt).with(2, 83),
         any(libc::SYS_shutdown),

@@ -44,15 +44,15 @@ pub enum ConfigError {
         /// What was given.
         value: String,
     },
-    /// A value that should be a user's id.
+    /// A value that should be users or groups by their ids.
     #[error(
-        "ivsmc: allow={0} is not a user id; use ids in digits (what id -u NAME prints), as in allow=1000 or \
-         allow=[1000,1001]"
+        "ivsmc: allow={0} is neither a user id nor a group; use ids in digits (what id -u NAME or getent group NAME \
+         prints), as in allow=1000, allow=[1000,2000-2999] or allow=group:990"
     )]
     BadUser(String),
-    /// The same user twice.
-    #[error("ivsmc: allow={0} is listed twice; list each user once")]
-    UserTwice(u32),
+    /// The same user or group twice.
+    #[error("ivsmc: allow={0} is listed twice, or a part of it is; list each user and group once")]
+    UserTwice(String),
     /// A GID that is none.
     #[error("ivsmc: gid={0} is not a GID; use a UUID that is not all zeros, or leave it out")]
     BadGid(String),

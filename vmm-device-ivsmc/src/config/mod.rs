@@ -2,20 +2,20 @@
 
 //! The device's options, and their rules. How they are parsed from text is apart from that.
 
+mod allowed;
 mod error;
 mod parse;
 
 use std::ops::RangeInclusive;
 use std::path::{self, Path, PathBuf};
 
-use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use allowed::Allowed;
 pub use error::ConfigError;
 pub(crate) use error::Size;
 
 use crate::Gid;
-use parse::user;
 
 /// The smallest window, in bytes: what the window's format needs.
 const MIN_WINDOW: u64 = 2 << 20;
@@ -27,8 +27,6 @@ const MAX_PATH: usize = 107;
 const MAX_PEERS: u16 = 64;
 /// The most MSI-X vectors of a device.
 const MAX_VECTORS: u16 = 16;
-/// What stands for no user at all where a user's id is expected.
-const NO_USER: u32 = u32::MAX;
 /// The CHIDs that Linux reserves for emulated ISM devices, except loopback's.
 const FABRIC_IDS: RangeInclusive<u16> = 0xff00..=0xfffe;
 /// The most bytes of all windows together that go into a snapshot: as many as the default options can have.
@@ -63,11 +61,11 @@ pub struct Config {
     /// Whether the windows that it makes are of huge pages, and those that peers make may be.
     #[serde(default)]
     pub hugepages: bool,
-    /// The users, by their ids, whose devices it has links with, beside its own user's and root's. (A single one may
+    /// The users and groups whose devices it has links with, beside its own user's and root's. (A single one may
     /// be deserialised without a list around it.) If there are any, its socket's file lets all users connect, and the
     /// device looks who they are.
-    #[serde(default, deserialize_with = "users")]
-    pub allow: Vec<u32>,
+    #[serde(default, deserialize_with = "allowed::list")]
+    pub allow: Vec<Allowed>,
 }
 
 fn default_window_size() -> u64 {
@@ -101,22 +99,6 @@ where
         Given::One(one) => vec![one],
         Given::Many(many) => many,
     })
-}
-
-/// Says of what is no user's id the same as the command line does.
-fn users<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum User {
-        Id(i64),
-        Text(String),
-    }
-    let users: Vec<User> = one_or_many(deserializer)?;
-    let ids = users.into_iter().map(|given| match given {
-        User::Id(id) => user(&id.to_string()),
-        User::Text(text) => user(&text),
-    });
-    ids.collect::<Result<_, _>>().map_err(D::Error::custom)
 }
 
 impl Config {
@@ -180,12 +162,12 @@ impl Config {
         if !FABRIC_IDS.contains(&self.fabric_id) {
             return Err(ConfigError::FabricId(self.fabric_id));
         }
-        for (n, user) in self.allow.iter().enumerate() {
-            if *user == NO_USER {
-                return Err(ConfigError::BadUser(user.to_string()));
+        for (n, allowed) in self.allow.iter().enumerate() {
+            if !allowed.is_valid() {
+                return Err(ConfigError::BadUser(allowed.to_string()));
             }
-            if self.allow[..n].contains(user) {
-                return Err(ConfigError::UserTwice(*user));
+            if self.allow[..n].iter().any(|other| other.overlaps(allowed)) {
+                return Err(ConfigError::UserTwice(allowed.to_string()));
             }
         }
         match self.gid {
@@ -202,8 +184,23 @@ impl Config {
     }
 
     /// Whether devices of this user are admitted beside those of the process's own user.
-    pub(crate) fn allows(&self, user: u32) -> bool {
-        user == 0 || self.allow.contains(&user)
+    pub(crate) fn allows_user(&self, user: u32) -> bool {
+        let is_it =
+            |allowed: &Allowed| matches!(allowed, Allowed::Users(ids) if ids.contains(&user));
+        user == 0 || self.allow.iter().any(is_it)
+    }
+
+    /// Whether members of some groups are admitted: a user's groups are only asked for then.
+    pub(crate) fn allows_groups(&self) -> bool {
+        let is_group = |allowed: &Allowed| matches!(allowed, Allowed::Groups(_));
+        self.allow.iter().any(is_group)
+    }
+
+    /// Whether members of this group are admitted.
+    pub(crate) fn allows_group(&self, group: u32) -> bool {
+        let is_it =
+            |allowed: &Allowed| matches!(allowed, Allowed::Groups(ids) if ids.contains(&group));
+        self.allow.iter().any(is_it)
     }
 
     /// Whether users of whom the socket's file knows nothing have to be able to connect.

@@ -12,7 +12,7 @@ impl Config {
     pub const SYNTAX: &'static str = "path=<socket_to_listen_on>,\
         peer=<socket_or_folder_to_join>|[<socket_or_folder>,<socket_or_folder>...],size=<window_size>,\
         max_peers=<1..64>,vectors=<1..16>,gid=<uuid>,fabric_id=<0xff00..0xfffe>,hugepages=on|off,\
-        allow=<user_id>|[<user_id>,<user_id>...]";
+        allow=<user_id>|<first>-<last>|group:<group_id>|[<user_id>,group:<group_id>...]";
 
     /// The options' names.
     pub const OPTIONS: &'static [&'static str] = &[
@@ -48,7 +48,7 @@ impl Config {
             "allow" => {
                 self.allow = list(value)?
                     .into_iter()
-                    .map(user)
+                    .map(str::parse)
                     .collect::<Result<_, _>>()?;
             }
             _ => return Err(ConfigError::UnknownOption(option.into())),
@@ -134,12 +134,6 @@ fn list(value: &str) -> Result<Vec<&str>, ConfigError> {
         Some(inner) => Ok(split(inner)?.into_iter().map(unquote).collect()),
         None => Ok(vec![unquote(value)]),
     }
-}
-
-pub(super) fn user(value: &str) -> Result<u32, ConfigError> {
-    value
-        .parse()
-        .map_err(|_| ConfigError::BadUser(value.into()))
 }
 
 fn number(option: &'static str, value: &str) -> Result<u16, ConfigError> {

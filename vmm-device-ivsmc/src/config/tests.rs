@@ -45,8 +45,18 @@ fn everything_given() {
     );
     assert_eq!(config.gid.unwrap().to_string(), gid);
     assert!(config.hugepages);
-    assert_eq!(config.allow, [0, 1000]);
-    assert_eq!(checked("path=/a,allow=7").unwrap().allow, [7]);
+    assert_eq!(config.allow, [0, 1000].map(Allowed::from));
+    let allowed = |text: &str| checked(&format!("path=/a,allow={text}")).unwrap().allow;
+    assert_eq!(allowed("7"), [7].map(Allowed::from));
+    assert_eq!(
+        allowed("[7,8-9,group:7,group:990-999]"),
+        [
+            Allowed::Users(7..=7),
+            Allowed::Users(8..=9),
+            Allowed::Groups(7..=7),
+            Allowed::Groups(990..=999)
+        ]
+    );
     assert!(checked("path=/a,allow=[]").unwrap().allow.is_empty());
 }
 
@@ -109,7 +119,7 @@ fn a_vmm_can_flatten_the_options_into_its_own() {
     let text = r#"{"id":"x","path":"/a","peer":"/b","allow":1000,"other":1}"#;
     let own: Own = serde_json::from_str(text).unwrap();
     assert_eq!(own.config.peers, [PathBuf::from("/b")]);
-    assert_eq!(own.config.allow, [1000]);
+    assert_eq!(own.config.allow, [1000].map(Allowed::from));
     let json = serde_json::to_value(&own).unwrap();
     assert!(json.get("gid").is_none());
     assert_eq!(serde_json::from_value::<Own>(json).unwrap(), own);
@@ -184,10 +194,14 @@ fn every_error_names_option_value_and_remedy() {
         ("path=/a,allow=", &["allow= is", "allow=1000"]),
         ("path=/a,allow=-1", &["allow=-1", "allow=1000"]),
         ("path=/a,allow=4294967295", &["allow=4294967295", "digits"]),
+        ("path=/a,allow=+1", &["allow=+1", "digits"]),
+        ("path=/a,allow=9-8", &["allow=9-8", "2000-2999"]),
+        ("path=/a,allow=group:", &["allow=group:", "group:990"]),
         (
-            "path=/a,allow=[1,group:2]",
-            &["allow=group:2", "[1000,1001]"],
+            "path=/a,allow=group:wheel",
+            &["allow=group:wheel", "getent"],
         ),
+        ("path=/a,allow=[1-5,5]", &["allow=5 ", "twice", "once"]),
         ("path=/a,allow=[1,2,1]", &["allow=1 ", "twice", "once"]),
         ("path=/a,hugepages=yes", &["hugepages=yes", "on nor off"]),
         ("path=/a,gid=12", &["gid=12", "UUID"]),

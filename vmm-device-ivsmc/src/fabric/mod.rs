@@ -318,13 +318,25 @@ impl Fabric {
 
     /// The user at the other end, if this end admits it.
     fn admit(&self, socket: &Socket) -> Result<u32, Ending> {
-        let user = socket
+        let (user, group) = socket
             .peer_user()
             .map_err(internal("tell the other end's user"))?;
-        if user == own_user() || self.device.config.allows(user) {
+        let config = &self.device.config;
+        if user == own_user() || config.allows_user(user) {
             return Ok(user);
         }
-        let why = format!("user {user} is at the other end; allow={user} would admit it");
+        if config.allows_groups() {
+            let mut groups = socket
+                .peer_groups()
+                .map_err(internal("tell the other end's groups"))?;
+            groups.push(group);
+            if groups.iter().any(|group| config.allows_group(*group)) {
+                return Ok(user);
+            }
+        }
+        let why = format!(
+            "user {user} is at the other end, of group {group}; allow={user} would admit it"
+        );
         Err(Ending::Refused(why))
     }
 

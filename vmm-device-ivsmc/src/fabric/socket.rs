@@ -24,6 +24,8 @@ const BACKLOG: i32 = 64;
 const SO_PASSRIGHTS: i32 = 83;
 /// Where SO_MEMINFO says how much that was sent is still in the other end's queue.
 const SK_MEMINFO_WMEM_ALLOC: usize = 2;
+/// The most supplementary groups that a process can have: the kernel's `NGROUPS_MAX`.
+const MAX_GROUPS: usize = 65536;
 /// What a socket can receive is a little more than the longest message, to see that one is longer.
 const PACKET: usize = MAX_MESSAGE + 8;
 /// Room for one control message with all descriptors, in units that are aligned as one must be.
@@ -151,8 +153,8 @@ impl Socket {
         unsafe { libc::shutdown(self.as_raw_fd(), libc::SHUT_RDWR) };
     }
 
-    /// The user of the process at the other end.
-    pub fn peer_user(&self) -> io::Result<u32> {
+    /// The user of the process at the other end, and its group: as they were when it connected, or began to listen.
+    pub fn peer_user(&self) -> io::Result<(u32, u32)> {
         // SAFETY: a ucred of zeros is a valid one.
         let mut credentials: libc::ucred = unsafe { zeroed() };
         let mut len = size_of::<libc::ucred>() as libc::socklen_t;
@@ -166,7 +168,25 @@ impl Socket {
                 &mut len,
             )
         })?;
-        Ok(credentials.uid)
+        Ok((credentials.uid, credentials.gid))
+    }
+
+    /// The supplementary groups of the process at the other end, of the same time.
+    pub fn peer_groups(&self) -> io::Result<Vec<u32>> {
+        let mut groups = vec![0u32; MAX_GROUPS];
+        let mut len = size_of_val(groups.as_slice()) as libc::socklen_t;
+        // SAFETY: `groups` outlives the call and is `len` long.
+        check(unsafe {
+            libc::getsockopt(
+                self.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &mut len,
+            )
+        })?;
+        groups.truncate(len as usize / size_of::<u32>());
+        Ok(groups)
     }
 
     /// Whether the other end has not read all that was sent. It has if it has closed.
@@ -444,7 +464,8 @@ mod tests {
             (&[7; MAX_MESSAGE][..], false)
         );
         assert!(second.descriptors.is_empty());
-        assert_eq!(other.peer_user().unwrap(), own_user());
+        assert_eq!(other.peer_user().unwrap().0, own_user());
+        other.peer_groups().unwrap();
         drop(one);
         assert!(receive(&other).unwrap().unwrap().bytes().is_empty());
     }

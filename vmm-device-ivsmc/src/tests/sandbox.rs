@@ -133,7 +133,7 @@ fn a_life_in_the_sandbox() {
     // A folder of peers, which comes, changes, is replaced and goes.
     let joined = folder.path().join("folder");
     let joiner = start_confined(Config {
-        allow: vec![1000],
+        allow: vec![1000.into(), "group:1000".parse().unwrap()],
         ..options(folder.path(), "joiner", &["folder"])
     });
     // Its socket's file is removed.

@@ -6,16 +6,27 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use super::*;
-use crate::EventKind;
 use crate::fabric::socket::own_user;
+use crate::{Allowed, EventKind};
 
 /// How long to wait for what should not come.
 const A_MOMENT: Duration = Duration::from_millis(400);
 
 /// Starts a VM whose device, from its making to its end, is another user's.
 fn start_as(user: u32, config: Config) -> Vm {
+    start_in(user, user, &[], config)
+}
+
+/// Starts one whose device is that of a process of this group, with these supplementary ones.
+fn start_in(user: u32, group: u32, groups: &'static [u32], config: Config) -> Vm {
     let host = FakeHost::new();
     let become_user = move || {
+        // SAFETY: plain system calls for this thread alone; the list outlives its call.
+        let changed = unsafe {
+            let listed = libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr());
+            listed | libc::syscall(libc::SYS_setresgid, group, group, group)
+        };
+        assert_eq!(changed, 0);
         // SAFETY: plain system call. Made like this, and not by libc, it changes this thread alone.
         let changed = unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) };
         assert_eq!(changed, 0);
@@ -43,7 +54,7 @@ fn start_as(user: u32, config: Config) -> Vm {
 /// Options of a device that allows these users.
 fn allowing(folder: &Path, name: &str, peers: &[&str], allow: &[u32]) -> Config {
     Config {
-        allow: allow.into(),
+        allow: allow.iter().copied().map(Allowed::from).collect(),
         ..options(folder, name, peers)
     }
 }
@@ -106,6 +117,41 @@ fn both_ends_have_to_allow_each_other() {
         reason.contains("user 1002") && reason.contains("allow=1002"),
         "{reason}"
     );
+}
+
+/// By a range of users, by the process's group, and by one of its supplementary ones; each end looks for itself.
+#[test]
+fn ranges_and_groups_are_admitted() {
+    if !is_root() {
+        return;
+    }
+    let is_linked = |allow: &[&str], patience| {
+        let folder = open_folder();
+        let path = folder.path();
+        let mut config = options(path, "a", &["b"]);
+        config.allow = allow.iter().map(|text| text.parse().unwrap()).collect();
+        let a = start_as(1001, config);
+        let b = start_in(1002, 2002, &[990, 991], allowing(path, "b", &[], &[1001]));
+        let is_linked = soon(patience, || a.links() == 1 && b.links() == 1);
+        let events = a.host.events();
+        a.stop();
+        b.stop();
+        let refused = events.iter().find(|each| each.kind == EventKind::Refused);
+        (is_linked, refused.map(|each| each.reason.clone()))
+    };
+    for allow in [
+        &["1002-1010"][..],
+        &["group:2002"],
+        &["group:990"],
+        &["7", "group:980-995"],
+    ] {
+        assert_eq!(is_linked(allow, PATIENCE), (true, None), "{allow:?}");
+    }
+    for allow in [&["1003-1010"][..], &["2002"], &["990"], &["group:1002"]] {
+        let (linked, refused) = is_linked(allow, A_MOMENT);
+        let refused = refused.unwrap_or_default();
+        assert!(!linked && refused.contains("of group 2002"), "{refused}");
+    }
 }
 
 #[test]

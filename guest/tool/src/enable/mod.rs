@@ -6,10 +6,10 @@
 //! attached before that goes.
 //!
 //! - [`policy`]: whose sockets; [`connections`]: which of their connections.
-//! - [`kernel`]: what must be known of the kernel.
-//! - [`program`]: what the kernel runs at each socket, written by the [`assembler`]; [`handshakes`]: and at each handshake,
-//!   if a [`network`] namespace uses it.
-//! - [`bpf`]: how the kernel is given it.
+//! - `kernel`: what must be known of the kernel.
+//! - `program`: what the kernel runs at each socket, written by the `assembler`; `handshakes`: and at each handshake, if a
+//!   `network` namespace uses it.
+//! - `bpf`: how the kernel is given it.
 
 mod assembler;
 mod bpf;

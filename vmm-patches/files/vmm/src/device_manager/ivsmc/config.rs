@@ -9,10 +9,10 @@ use std::str::FromStr;
 use std::{io, result};
 
 use landlock::AccessFs;
-use option_parser::{ByteSized, IntegerList, OptionParser, StringList, Toggle};
+use option_parser::{ByteSized, OptionParser, StringList, Toggle};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use vmm_device_ivsmc::{Config, ConfigError};
+use vmm_device_ivsmc::{Allowed, Config, ConfigError};
 
 use crate::config::{Error, Result, ValidationError};
 use crate::landlock::{Landlock, LandlockError};
@@ -45,11 +45,24 @@ impl FromStr for MaybeHex {
     }
 }
 
+/// Users and groups, one or a list.
+struct AllowedList(Vec<Allowed>);
+
+impl FromStr for AllowedList {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> result::Result<Self, Self::Err> {
+        let mut device = Config::default();
+        device.set("allow", text)?;
+        Ok(AllowedList(device.allow))
+    }
+}
+
 impl IvsmcConfig {
     pub const SYNTAX: &'static str = "ivsmc device, memory and doorbells shared with other VMs \
         \"path=<socket_to_listen_on>,peer=<socket_to_join|folder_of_sockets|[list,of,them]>,\
         size=<window_size>,max_peers=<1..64>,vectors=<1..16>,gid=<uuid>,\
-        fabric_id=<0xff00..0xfffe>,hugepages=on|off,allow=<user_id|[list,of,them]>,\
+        fabric_id=<0xff00..0xfffe>,hugepages=on|off,allow=<user_id|first-last|group:group_id|[list,of,them]>,\
         id=<device_id>,pci_segment=<segment_id>,pci_device_id=<pci_slot>\" \
         \nThe <window_size> is that of the memory shared with each peer, a power of two from 2M. \
         Default size is 64M, default max_peers is 8.";
@@ -83,8 +96,8 @@ impl IvsmcConfig {
             if let Some(Toggle(hugepages)) = parser.convert("hugepages")? {
                 device.hugepages = hugepages;
             }
-            if let Some(IntegerList(users)) = parser.convert("allow")? {
-                device.allow = users;
+            if let Some(AllowedList(allow)) = parser.convert("allow")? {
+                device.allow = allow;
             }
             Ok(())
         };
@@ -154,7 +167,7 @@ mod tests {
     fn test_parse_ivsmc() {
         let config = IvsmcConfig::parse(
             "path=/run/a,peer=[/run/b,/run/c],size=16M,max_peers=3,vectors=2,fabric_id=0xff01,\
-             gid=11111111-2222-4333-8444-555555555555,hugepages=on,allow=[1000,1001],\
+             gid=11111111-2222-4333-8444-555555555555,hugepages=on,allow=[1000,2000-2999,group:990],\
              id=ivsmc0,pci_segment=1,pci_device_id=7",
         )
         .unwrap();
@@ -165,7 +178,11 @@ mod tests {
         device.gid = Some("11111111-2222-4333-8444-555555555555".parse().unwrap());
         device.fabric_id = 0xff01;
         device.hugepages = true;
-        device.allow = vec![1000, 1001];
+        device.allow = vec![
+            Allowed::Users(1000..=1000),
+            Allowed::Users(2000..=2999),
+            Allowed::Groups(990..=990),
+        ];
         assert_eq!(config.device, device);
         assert_eq!(config.pci_common.id.as_deref(), Some("ivsmc0"));
         assert_eq!(config.pci_common.pci_segment, 1);
@@ -182,7 +199,7 @@ mod tests {
             IvsmcConfig::parse("path=/run/a,fabric_id=65281,peer=/run/b,allow=7").unwrap();
         assert_eq!(decimal.device.fabric_id, 0xff01);
         assert_eq!(decimal.device.peers, [PathBuf::from("/run/b")]);
-        assert_eq!(decimal.device.allow, [7]);
+        assert_eq!(decimal.device.allow, [Allowed::from(7)]);
     }
 
     #[test]
