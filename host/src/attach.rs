@@ -48,7 +48,7 @@ impl Default for Timing {
             first: Duration::from_millis(100),
             wait: Duration::from_secs(2),
             retry: Duration::from_secs(30),
-            recheck: Duration::from_secs(10),
+            recheck: Duration::from_secs(30),
             dead: Duration::from_secs(10),
         }
     }
@@ -129,6 +129,7 @@ pub async fn attach(policy: Policy, timing: Timing) -> Infallible {
     // When to look again; whether something has happened; when that was done last, and how long it took.
     let (mut due, mut is_told) = (Instant::now(), false);
     let (mut looked, mut took) = (Instant::now(), Duration::ZERO);
+    let mut tidied = Instant::now();
     loop {
         let soon = looked + timing.settle.max(10 * took);
         tokio::select! {
@@ -150,8 +151,9 @@ pub async fn attach(policy: Policy, timing: Timing) -> Infallible {
                 for slot in 0..attach.slots.len() {
                     attach.scan(slot);
                 }
-                if !is_told {
+                if tidied.elapsed() >= timing.rescan {
                     attach.tidy();
+                    tidied = Instant::now();
                 }
                 (looked, due, is_told) = (Instant::now(), Instant::now() + timing.rescan, false);
             }

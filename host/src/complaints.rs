@@ -9,11 +9,16 @@ use std::time::{Duration, Instant};
 
 /// How often the same is said of one VM again.
 const AGAIN: Duration = Duration::from_secs(600);
-/// How long nothing is said of a VM after a line, whatever it is.
-const PAUSE: Duration = Duration::from_secs(1);
-/// The lines that all VMs may have at once, and the time in which one more is there.
-const BURST: u32 = 100;
-const EACH: Duration = Duration::from_millis(100);
+/// The lines that a VM may have at once, and the time in which one more is there.
+const VM: Rate = Rate {
+    burst: 8,
+    each: Duration::from_secs(5),
+};
+/// The same for all of them together.
+const ALL: Rate = Rate {
+    burst: 100,
+    each: Duration::from_millis(100),
+};
 /// The VMs that are known at the same time.
 const MAX_KNOWN: usize = 16384;
 
@@ -24,16 +29,38 @@ pub struct Complaints(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     known: HashMap<String, Known>,
-    /// When the bucket of all will be full.
-    full_at: Option<Instant>,
+    bucket: Bucket,
     unsaid: u32,
 }
 
 #[derive(Debug)]
 struct Known {
     at: Instant,
+    bucket: Bucket,
     line: String,
     unsaid: u32,
+}
+
+struct Rate {
+    burst: u32,
+    each: Duration,
+}
+
+/// What is left of a rate: all of it after `full_at`.
+#[derive(Debug, Default, Clone, Copy)]
+struct Bucket {
+    full_at: Option<Instant>,
+}
+
+impl Bucket {
+    fn take(&mut self, rate: &Rate, now: Instant) -> bool {
+        let full_at = self.full_at.unwrap_or(now).max(now) + rate.each;
+        let is_there = full_at <= now + rate.each * rate.burst;
+        if is_there {
+            self.full_at = Some(full_at);
+        }
+        is_there
+    }
 }
 
 impl Complaints {
@@ -66,30 +93,33 @@ impl Complaints {
 
 impl State {
     fn line(&mut self, of: &str, what: &str, now: Instant) -> Option<String> {
+        let mut bucket = Bucket::default();
         if let Some(known) = self.known.get_mut(of) {
-            let since = now.saturating_duration_since(known.at);
-            if known.line == what && since < AGAIN {
+            if known.line == what && now.saturating_duration_since(known.at) < AGAIN {
                 return None;
             }
-            if since < PAUSE {
+            bucket = known.bucket;
+            if !bucket.take(&VM, now) {
                 known.unsaid = known.unsaid.saturating_add(1);
                 return None;
             }
+        } else {
+            bucket.take(&VM, now);
         }
-        let full_at = self.full_at.unwrap_or(now).max(now) + EACH;
-        if full_at > now + EACH * BURST {
+        if !self.bucket.take(&ALL, now) {
             self.unsaid = self.unsaid.saturating_add(1);
             return None;
         }
-        self.full_at = Some(full_at);
         if self.known.len() >= MAX_KNOWN {
-            self.known
-                .retain(|_, known| now.saturating_duration_since(known.at) < PAUSE);
+            // The rate of all leaves no more than a few hundred of these.
+            let is_limited = |known: &Known| known.bucket.full_at.is_some_and(|at| at > now);
+            self.known.retain(|_, known| is_limited(known));
         }
         let before = self.known.insert(
             of.into(),
             Known {
                 at: now,
+                bucket,
                 line: what.into(),
                 unsaid: 0,
             },
@@ -115,22 +145,31 @@ mod tests {
     fn the_same_is_said_once() {
         let (mut state, now) = (State::default(), Instant::now());
         assert_eq!(state.line("a", "hangs", now).unwrap(), "a: hangs");
-        assert_eq!(state.line("a", "hangs", now + PAUSE), None);
+        assert_eq!(state.line("a", "hangs", now), None);
+        assert_eq!(state.line("a", "is back", now).unwrap(), "a: is back");
         assert_eq!(state.line("a", "is back", now), None);
-        let line = state.line("a", "is back", now + PAUSE).unwrap();
-        assert_eq!(line, "a: is back (1 more were not said of it)");
-        assert!(state.line("a", "is back", now + PAUSE + AGAIN).is_some());
+        assert!(state.line("a", "is back", now + AGAIN).is_some());
+    }
+
+    #[test]
+    fn each_has_a_rate() {
+        let (mut state, now) = (State::default(), Instant::now());
+        let said = (0..1000).filter(|n| state.line("a", &n.to_string(), now).is_some());
+        assert_eq!(said.count(), VM.burst as usize);
+        assert!(state.line("b", "x", now).is_some());
+        let line = state.line("a", "x", now + VM.each).unwrap();
+        assert_eq!(line, "a: x (992 more were not said of it)");
     }
 
     #[test]
     fn all_together_have_a_rate() {
         let (mut state, now) = (State::default(), Instant::now());
         let said = (0..1000).filter(|n| state.line(&n.to_string(), "x", now).is_some());
-        assert_eq!(said.count(), BURST as usize);
-        let line = state.line("y", "x", now + EACH).unwrap();
+        assert_eq!(said.count(), ALL.burst as usize);
+        let line = state.line("y", "x", now + ALL.each).unwrap();
         assert_eq!(line, "y: x (900 lines of others were left out)");
         for n in 0..2 * MAX_KNOWN {
-            let now = now + PAUSE * 2 * u32::try_from(n + 1).unwrap();
+            let now = now + ALL.each * u32::try_from(n + 2).unwrap();
             assert!(state.line(&format!("z{n}"), "x", now).is_some());
         }
         assert!(state.known.len() <= MAX_KNOWN);

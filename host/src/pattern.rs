@@ -2,7 +2,7 @@
 //! Patterns of API sockets' paths: `/run/vms/*/api.sock`.
 
 use crate::name::{Name, NameError};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What Kata Containers' Go runtime leaves.
 pub const KATA_GO: &str = "/run/vc/vm/*/clh-api.sock";
@@ -122,20 +122,12 @@ impl Pattern {
             parts: parts[first..].to_vec(),
         })
     }
-
-    /// The same pattern below another folder, for tests.
-    pub fn below(&self, root: &Path) -> Self {
-        let folder = self.folder.strip_prefix("/").unwrap_or(&self.folder);
-        Pattern {
-            folder: root.join(folder),
-            parts: self.parts.clone(),
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     #[test]
     fn the_folder_above_the_first_star_and_what_follows() {

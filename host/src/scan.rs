@@ -141,7 +141,7 @@ impl Walk<'_> {
             return;
         };
         if self.scan.folders.len() >= MAX_FOLDERS {
-            return;
+            return self.skip(path, &format!("there are more than {MAX_FOLDERS} folders"));
         }
         self.scan.folders.insert(path.into());
         match part {

@@ -41,6 +41,7 @@ impl Watch {
             | WatchMask::DELETE
             | WatchMask::MOVE
             | WatchMask::CLOSE_WRITE
+            | WatchMask::ATTRIB
             | WatchMask::DELETE_SELF
             | WatchMask::MOVE_SELF
             | WatchMask::ONLYDIR;
