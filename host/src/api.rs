@@ -16,8 +16,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use vmm_device_ivsmc::Config;
 
-/// The most bytes of an answer: a VM's configuration and its tree of devices have some 100 KiB at most.
-const MAX_ANSWER: usize = 4 << 20;
+/// The most bytes of an answer. A VM's configuration and its tree of devices have some 100 KiB at most; more would
+/// let many VMMs use up memory.
+const MAX_ANSWER: usize = 1 << 20;
 /// The most bytes of an answer's head.
 const MAX_HEAD: usize = 64 << 10;
 /// The most characters of an answer that an error tells.
@@ -36,7 +37,7 @@ pub enum ApiError {
     #[error("no HTTP answer: {}", told(&.0.to_string()))]
     Http(#[from] hyper::Error),
     /// The answer does not end, or could not be understood.
-    #[error("an answer of more than 4 MiB")]
+    #[error("an answer of more than 1 MiB")]
     TooLong,
     /// Another status than 200 or 204.
     #[error("status {status}: {}", told(.said))]
@@ -198,11 +199,15 @@ pub fn parse_info(answer: &[u8]) -> Result<VmInfo, ApiError> {
 }
 
 impl ApiError {
-    /// Whether `vm.info` has said with this that there is no VM yet: with status 404, or with 500 up to v53.0.
+    /// Whether `vm.info` has said with this that there is no VM yet.
     pub fn is_no_vm(&self) -> bool {
+        matches!(self, ApiError::Status { status: 404, .. }) || self.says_no_vm()
+    }
+
+    /// Whether a call has said so in words: with status 404, or with 500 in older releases.
+    pub fn says_no_vm(&self) -> bool {
         match self {
-            ApiError::Status { status: 404, .. } => true,
-            ApiError::Status { status: 500, said } => said.contains("VM is not created"),
+            ApiError::Status { said, .. } => said.contains("VM is not created"),
             _ => false,
         }
     }

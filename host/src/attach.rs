@@ -3,7 +3,7 @@
 //! All that it knows it finds out anew, so it can end at any point.
 
 use crate::complaints::Complaints;
-use crate::folder::Tidier;
+use crate::folder::{self, Tidier};
 use crate::policy::Policy;
 use crate::scan::{Found, Scan, Verdict, merge, scan};
 use crate::vm::{self, Standing};
@@ -126,6 +126,7 @@ pub async fn attach(policy: Policy, timing: Timing) -> Infallible {
         results,
         started: Instant::now(),
     };
+    attach.tidy();
     // When to look again; whether something has happened; when that was done last, and how long it took.
     let (mut due, mut is_told) = (Instant::now(), false);
     let (mut looked, mut took) = (Instant::now(), Duration::ZERO);
@@ -245,16 +246,11 @@ impl Attach {
         task
     }
 
-    /// Removes what VMs that are gone have left, if it is known which are there.
+    /// Makes the fabrics' folders, and removes what VMs that are gone have left in them, if it is known which are there.
     fn tidy(&self) {
-        if !self.slots.iter().all(|slot| slot.last.is_some()) {
-            return;
-        }
-        let names: BTreeSet<_> = self
-            .tasks
-            .values()
-            .map(|task| task.found.name.clone())
-            .collect();
+        let is_whole = self.slots.iter().all(|slot| slot.last.is_some());
+        let names = self.tasks.values().map(|task| task.found.name.clone());
+        let names: Option<BTreeSet<_>> = is_whole.then(|| names.collect());
         let (shared, tidier) = (self.shared.clone(), self.tidier.clone());
         spawn_blocking(move || {
             // If the last time takes that long it is enough.
@@ -263,11 +259,19 @@ impl Attach {
                 Err(TryLockError::Poisoned(tidier)) => tidier.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
+            let complaints = &shared.complaints;
             for fabric in &shared.policy.fabrics {
-                for path in tidier.tidy(fabric, &names, shared.timing.dead) {
+                if let Err(error) = folder::prepare(fabric) {
+                    complaints.say(Level::Warn, &fabric.folder.display().to_string(), error);
+                    continue;
+                }
+                let Some(names) = &names else {
+                    continue;
+                };
+                for path in tidier.tidy(fabric, names, shared.timing.dead) {
                     let of = path.display().to_string();
                     let what = "removed: nobody listens, and the VM is gone";
-                    shared.complaints.say(Level::Info, &of, what);
+                    complaints.say(Level::Info, &of, what);
                 }
             }
         });

@@ -75,7 +75,7 @@ impl Complaints {
         let line = self.state().line(of, &what.to_string(), Instant::now());
         // Outside the lock: a log may wait.
         if let Some(line) = line {
-            log::log!(level, "{line}");
+            log::log!(target: "ivsmc_host", level, "{line}");
         }
     }
 

@@ -12,6 +12,8 @@ use std::time::Duration;
 /// whatever else goes wrong. Which fabric it is of, its path tells.
 pub const DEVICE_ID: &str = "ivsmc-host";
 
+const NO_VM: &str = "there is no VM yet";
+
 /// How it is with a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -31,7 +33,7 @@ pub enum VmError {
     /// The VMM says nothing useful.
     #[error("vm.info: {0}")]
     Info(#[source] ApiError),
-    /// The VMM does not know the call, or the VM has just gone.
+    /// The VMM does not know the call.
     #[error(
         "vm.add-ivsmc: status 404; this Cloud Hypervisor has no such call: build it with ivsmc's patches and \
          --features ivsmc"
@@ -103,6 +105,8 @@ pub async fn attach(
     };
     match api.add(&device).await {
         Ok(()) => Ok((Standing::Attached, true)),
+        // It has been deleted in between.
+        Err(error) if error.says_no_vm() => Ok((Standing::Waits(NO_VM.into()), false)),
         Err(ApiError::Status { status: 404, .. }) => Err(VmError::NoSuchCall),
         Err(error) => Err(VmError::Add(error)),
     }
@@ -114,7 +118,7 @@ async fn ask(found: &Found, fabric: &Fabric, limit: Duration) -> Result<(Api, St
     let api = Api { socket, limit };
     let standing = match api.info().await {
         Ok(info) => Standing::of(&info, &fabric.path_of(&found.name)),
-        Err(error) if error.is_no_vm() => Standing::Waits("there is no VM yet".into()),
+        Err(error) if error.is_no_vm() => Standing::Waits(NO_VM.into()),
         Err(error) => return Err(VmError::Info(error)),
     };
     Ok((api, standing))

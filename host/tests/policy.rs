@@ -221,3 +221,27 @@ fn the_first_fabric_that_matches() {
         fabric.device_of(&name).0.validate().unwrap();
     }
 }
+
+#[test]
+fn the_examples_of_the_documents() {
+    let documents = [
+        include_str!("../../docs/host.md"),
+        include_str!("../README.md"),
+    ];
+    let mut examples = 0;
+    for block in documents
+        .iter()
+        .flat_map(|text| text.split("```toml\n").skip(1))
+    {
+        let (text, _) = block.split_once("```").unwrap();
+        let only_sockets = "\n[[fabric]]\nname = \"a\"\nvms = [\"*\"]\n";
+        let rest = if text.contains("[[fabric]]") {
+            ""
+        } else {
+            only_sockets
+        };
+        parse(&format!("{text}{rest}")).unwrap_or_else(|error| panic!("{text}: {error}"));
+        examples += 1;
+    }
+    assert_eq!(examples, 6);
+}

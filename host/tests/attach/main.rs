@@ -262,6 +262,20 @@ async fn a_device_that_was_added_without_an_answer_is_found() {
 }
 
 #[tokio::test]
+async fn a_vm_that_is_deleted_meanwhile_is_waited_for() {
+    let host = Host::new();
+    let vmm = Vmm::with(host.socket("a"), Mode::Deletes, Ok("Running"));
+    let _running = host.attach(ALL, quick());
+    until("it was deleted", || vmm.state().vm.is_err()).await;
+    let calls = vmm.state().calls;
+    until("it is asked again", || vmm.state().calls > calls + 2).await;
+    assert_eq!(vmm.state().adds, 1);
+    vmm.state().mode = Mode::Good;
+    vmm.state().vm = Ok("Running");
+    until("it has a device", || !vmm.paths().is_empty()).await;
+}
+
+#[tokio::test]
 async fn devices_that_are_there_are_left_alone() {
     let host = Host::new();
     let vms = ["other", "ours", "elsewhere"].map(|vm| Vmm::start(host.socket(vm)));
@@ -417,6 +431,19 @@ async fn what_dead_vms_leave_is_removed_and_nothing_else() {
         ".other", "file", "folder", "link", "live", "stream", "there",
     ];
     assert_eq!(left, kept);
+}
+
+#[tokio::test]
+async fn folders_are_there_before_any_vm() {
+    let host = Host::new();
+    let group = fs::metadata(host.at("vms")).unwrap().gid();
+    let fabrics = format!("{ALL}[[fabric]]\nname = \"b\"\nvms = [\"b\"]\ngroup = {group}\n");
+    let _running = host.attach(&fabrics, quick());
+    for (fabric, mode) in [("all", 0o700), ("b", 0o3770)] {
+        let folder = host.at("run").join(fabric);
+        let has_mode = |folder: fs::Metadata| folder.mode() & 0o7777 == mode;
+        until("it is there", || fs::metadata(&folder).is_ok_and(has_mode)).await;
+    }
 }
 
 #[tokio::test]

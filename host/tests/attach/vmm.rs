@@ -40,6 +40,8 @@ pub enum Mode {
     Status(u16),
     /// The call that adds a device is not known.
     NoCall,
+    /// Its VM is deleted before it is added to.
+    Deletes,
     /// Adds a device, and does not say so.
     AddsSilently,
 }
@@ -236,8 +238,11 @@ impl State {
             return (404, String::new());
         }
         self.adds += 1;
+        if self.mode == Mode::Deletes {
+            self.vm = Err(404);
+        }
         let Ok(vm) = self.vm else {
-            return (500, no_vm());
+            return (404, no_vm());
         };
         let device: Value = serde_json::from_slice(body).unwrap();
         let is_same = |other: &Value| other["id"] == device["id"];
