@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use ivsmc_host::attach::{Timing, attach};
 use ivsmc_host::list::list;
 use ivsmc_host::policy::Policy;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::error::Error;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf, absolute};
@@ -113,6 +114,7 @@ fn check(file: &Path, run_dir: &Path) -> Result<(), Box<dyn Error>> {
 
 fn run_attach(given: &Given, faster: u32) -> Result<(), Box<dyn Error>> {
     let policy = given.policy()?;
+    allow_many_files();
     let runtime = runtime()?;
     let ended: io::Result<()> = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -128,6 +130,17 @@ fn run_attach(given: &Given, faster: u32) -> Result<(), Box<dyn Error>> {
     // Threads that a file system keeps waiting are not waited for.
     runtime.shutdown_background();
     Ok(ended?)
+}
+
+/// Two for each VM that does not answer can be more than a shell allows at first.
+fn allow_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    // A sandbox may forbid it, and has set what it wants.
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 fn run_list(given: &Given, json: bool) -> Result<(), Box<dyn Error>> {

@@ -7,6 +7,7 @@ mod vmm;
 use ivsmc_host::attach::{Timing, attach};
 use ivsmc_host::list::{Listing, list};
 use ivsmc_host::policy::Policy;
+use ivsmc_host::scan::scan;
 use serde_json::{Value, json};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -373,6 +374,27 @@ async fn links_and_names_that_are_none() {
             .iter()
             .all(|skipped| !skipped.path.contains('\n'))
     );
+}
+
+#[tokio::test]
+async fn what_was_found_is_what_is_called() {
+    let host = Host::new();
+    let policy = host.policy(ALL);
+    let look = || scan(&policy, &policy.patterns[0]).found.remove(0);
+    let vmm = Vmm::start(host.socket("a"));
+    let found = look();
+    assert!(found.open().is_ok());
+    drop(vmm);
+    let _other = Vmm::start(host.socket("a"));
+    assert!(found.open().is_err(), "another socket in its place");
+    let found = look();
+    fs::rename(host.at("vms/a"), host.at("vms/b")).unwrap();
+    assert!(found.open().is_err(), "it is gone");
+    symlink(host.at("vms/b"), host.at("vms/a")).unwrap();
+    assert!(found.open().is_err(), "it is behind a link");
+    fs::remove_file(host.at("vms/a")).unwrap();
+    fs::rename(host.at("vms/b"), host.at("vms/a")).unwrap();
+    assert!(found.open().is_ok());
 }
 
 #[tokio::test]
