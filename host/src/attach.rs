@@ -334,8 +334,12 @@ async fn tend(shared: Arc<Shared>, found: Found, fabric: usize) {
             }
             Ok((Standing::Free, _)) => timing.wait,
             Err(error) => {
+                let level = match error.is_gone() {
+                    true => Level::Debug,
+                    false => Level::Warn,
+                };
                 let what = format_args!("no device: {error}");
-                shared.complaints.say(Level::Warn, &of, what);
+                shared.complaints.say(level, &of, what);
                 timing.retry
             }
         };

@@ -72,6 +72,9 @@ impl Complaints {
     /// Logs that something is so with a VM or a file: once, and again when it has become something else, or after ten
     /// minutes.
     pub fn say(&self, level: Level, of: &str, what: impl Display) {
+        if !log::log_enabled!(target: "ivsmc_host", level) {
+            return;
+        }
         let line = self.state().line(of, &what.to_string(), Instant::now());
         // Outside the lock: a log may wait.
         if let Some(line) = line {

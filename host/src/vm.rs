@@ -5,6 +5,7 @@ use crate::api::{Api, ApiError, NewDevice, VmInfo, told};
 use crate::folder::{self, FolderError};
 use crate::policy::Fabric;
 use crate::scan::Found;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -45,6 +46,16 @@ pub enum VmError {
     /// The fabric's folder.
     #[error(transparent)]
     Folder(#[from] FolderError),
+}
+
+impl VmError {
+    /// Whether the socket is not there any more, which is found out anyway.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            VmError::Info(ApiError::Connect(error)) => error.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
 }
 
 impl Standing {

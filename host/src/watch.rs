@@ -80,11 +80,11 @@ impl Watch {
         }
     }
 
-    /// Takes all events that are there, so that they do not count any more.
+    /// Takes the events that are there, so that they do not count any more.
     pub fn drain(&mut self) {
         if let Some(inotify) = &mut self.inotify {
-            // A bound, as somebody may be making them as fast as they are read.
-            for _ in 0..16384 {
+            // A bound, as somebody may be making them as fast as they are read. What is left makes for another look.
+            for _ in 0..1024 {
                 if inotify.next().now_or_never().is_none() {
                     break;
                 }
