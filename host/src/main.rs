@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `ivsmc-host`: ivsmc devices for a host's VMs, by a policy.
+
+use clap::{Parser, Subcommand};
+use ivsmc_host::attach::{Timing, attach};
+use ivsmc_host::list::list;
+use ivsmc_host::policy::Policy;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::error::Error;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf, absolute};
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long `list` waits for a VM.
+const LIST: Duration = Duration::from_secs(2);
+
+/// Gives the VMs of Cloud Hypervisor ivsmc devices, by a policy.
+#[derive(Parser)]
+#[command(version)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Watch the folders of API sockets, and give each VM the device that the policy has for it
+    ///
+    /// It goes on until it is ended, which leaves all devices as they are; started again it finds them.
+    Attach {
+        #[command(flatten)]
+        given: Given,
+        /// All waits that many times shorter, for tests
+        #[arg(long, hide = true, value_name = "TIMES", default_value_t = 1)]
+        faster: u32,
+    },
+    /// Show fabrics and VMs, which of them have their devices, and why others have not
+    List {
+        #[command(flatten)]
+        given: Given,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say whether a policy is one, and if not, in which line and why
+    CheckPolicy {
+        /// The policy
+        file: PathBuf,
+        /// The folder in which each fabric has its own
+        #[arg(long, value_name = "FOLDER", default_value = "/run/ivsmc")]
+        run_dir: PathBuf,
+    },
+}
+
+#[derive(clap::Args)]
+struct Given {
+    /// The policy
+    #[arg(long, value_name = "FILE", default_value = "/etc/ivsmc/host.toml")]
+    policy: PathBuf,
+    /// The folder in which each fabric has its own
+    #[arg(long, value_name = "FOLDER", default_value = "/run/ivsmc")]
+    run_dir: PathBuf,
+}
+
+impl Given {
+    fn policy(&self) -> Result<Policy, Box<dyn Error>> {
+        read(&self.policy, &self.run_dir)
+    }
+}
+
+fn main() -> ExitCode {
+    let level = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(level).init();
+    let done = match Options::parse().command {
+        Command::Attach { given, faster } => run_attach(&given, faster),
+        Command::List { given, json } => run_list(&given, json),
+        Command::CheckPolicy { file, run_dir } => check(&file, &run_dir),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        // `list | head` has what it wanted.
+        Err(error) if is_broken_pipe(&*error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "ivsmc-host: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &(dyn Error + 'static)) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn read(policy: &Path, run_dir: &Path) -> Result<Policy, Box<dyn Error>> {
+    // VMMs have folders of their own that they run in.
+    Ok(Policy::read(policy, &absolute(run_dir)?)?)
+}
+
+fn check(file: &Path, run_dir: &Path) -> Result<(), Box<dyn Error>> {
+    let policy = read(file, run_dir)?;
+    let fabrics: Vec<_> = policy.fabrics.iter().map(|f| f.name.as_str()).collect();
+    writeln!(
+        io::stdout(),
+        "{}: fabrics {}",
+        file.display(),
+        fabrics.join(", ")
+    )?;
+    Ok(())
+}
+
+fn run_attach(given: &Given, faster: u32) -> Result<(), Box<dyn Error>> {
+    let policy = given.policy()?;
+    allow_many_files();
+    let runtime = runtime()?;
+    let ended: io::Result<()> = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        log::info!("the policy is {}", given.policy.display());
+        tokio::select! {
+            never = attach(policy, Timing::default().faster(faster)) => match never {},
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        Ok(())
+    });
+    // Threads that a file system keeps waiting are not waited for.
+    runtime.shutdown_background();
+    Ok(ended?)
+}
+
+/// Two for each VM that does not answer can be more than a shell allows at first.
+fn allow_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    // A sandbox may forbid it, and has set what it wants.
+    let _ = setrlimit(Resource::Nofile, raised);
+}
+
+fn run_list(given: &Given, json: bool) -> Result<(), Box<dyn Error>> {
+    let policy = given.policy()?;
+    let runtime = runtime()?;
+    let listing = runtime.block_on(list(policy, LIST));
+    runtime.shutdown_background();
+    if json {
+        writeln!(io::stdout(), "{}", serde_json::to_string(&listing)?)?;
+    } else {
+        listing.print(&mut io::stdout())?;
+    }
+    Ok(())
+}
+
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
