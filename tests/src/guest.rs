@@ -199,6 +199,15 @@ impl Guest {
         })
     }
 
+    /// Starts it as [`start`](Self::start), by the calls of Cloud Hypervisor's API that a container runtime makes.
+    pub fn start_by_api<'a>(&self, lab: &'a Lab) -> Result<Booting<'a>> {
+        Ok(Booting {
+            lab,
+            guest: self.clone(),
+            vmm: Vmm::start_by_api(lab, self)?,
+        })
+    }
+
     /// Starts it and waits until it can be used.
     pub fn boot(&self, lab: &Lab) -> Result<Running> {
         self.start(lab)?.ready()

@@ -146,6 +146,11 @@ impl Lab {
         self.kernel.ends_with("-debug")
     }
 
+    /// `ivsmc-host`.
+    pub fn host_tool(&self) -> PathBuf {
+        self.stage.join("ivsmc-host")
+    }
+
     /// The VMM's program.
     pub fn program(&self) -> PathBuf {
         match self.vmm {

@@ -25,6 +25,8 @@ pub struct Programs {
     pub perf: PathBuf,
     /// The embedded VMM.
     pub vmm: PathBuf,
+    /// The tool that hosts' users have.
+    pub host_tool: PathBuf,
 }
 
 /// cargo, as this was started by.
@@ -50,6 +52,7 @@ pub fn build(cache: &Cache, repository: &Path) -> Result<Programs> {
     let target = cache.path(format!("target-{}", clone.finish()));
     let packages = [
         "ivsmc-guest",
+        "ivsmc-host",
         "ivsmc-traffic",
         "ivsmc-conformance",
         "ivsmc-lab",
@@ -80,6 +83,7 @@ pub fn build(cache: &Cache, repository: &Path) -> Result<Programs> {
         lab: program("ivsmc-lab"),
         perf: program("ivsmc-perf"),
         vmm: program("vmm-reference"),
+        host_tool: program("ivsmc-host"),
     })
 }
 

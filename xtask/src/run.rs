@@ -288,6 +288,7 @@ fn fill_stage(
     image::copy(&prepared.guest_kernel.image(), &stage.join("bzImage"))?;
     image::copy(&prepared.guest_image, &stage.join("guest.cpio"))?;
     programs::install(runner, &stage.join("runner"))?;
+    programs::install(&prepared.programs.host_tool, &stage.join("ivsmc-host"))?;
     let own = options.vmm == Vmm::Reference;
     let embedded = Some(&prepared.programs.vmm).filter(|_| own);
     if let Some(program) = options.vmm_binary.as_ref().or(embedded) {

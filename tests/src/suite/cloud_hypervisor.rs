@@ -103,7 +103,7 @@ fn unplug(guest: &mut Running) -> Result<()> {
 }
 
 /// Waits until the guest has, or no longer has, a device.
-fn wait_for_device(guest: &mut Running, there: bool) -> Result<()> {
+pub(super) fn wait_for_device(guest: &mut Running, there: bool) -> Result<()> {
     let what = if there {
         "the guest has a device"
     } else {

@@ -7,6 +7,7 @@ mod conformance;
 mod enable;
 mod faults;
 mod guest_life;
+mod host;
 mod hostile_vmm;
 mod life;
 mod mesh;
@@ -195,6 +196,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     run::add(&mut suite);
     mesh::add(&mut suite);
     faults::add(&mut suite);
+    host::add(&mut suite);
     hostile_vmm::add(&mut suite);
     smc_defects::add(&mut suite);
     cloud_hypervisor::add(&mut suite);

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `ivsmc-host attach` beside VMs that know nothing of it. What it makes of VMMs that are no good is tested in host/tests.
+
+use super::Suite;
+use super::cloud_hypervisor::wait_for_device;
+use super::life::works;
+use crate::guest::{Guest, Mode, Running};
+use crate::lab::Lab;
+use crate::pair::Pair;
+use anyhow::{Context, Result, ensure};
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How often a VM is killed and started again.
+const ROUNDS: usize = 20;
+/// How long a VM may be without its device.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) fn add(suite: &mut Suite) {
+    suite.add_for_cloud_hypervisor("host::devices_by_policy", |fixture| {
+        fixture.without_pair(devices_by_policy)
+    });
+}
+
+/// A running `ivsmc-host attach`; dropping it kills it.
+struct Host<'a> {
+    lab: &'a Lab,
+    policy: PathBuf,
+    run_folder: PathBuf,
+    child: Option<Child>,
+}
+
+impl<'a> Host<'a> {
+    fn start(lab: &'a Lab) -> Result<Self> {
+        let sockets = lab.run_folder();
+        let policy = sockets.join("host.toml");
+        std::fs::write(
+            &policy,
+            format!(
+                "sockets = ['{}/*.api']\n\
+                 [[fabric]]\nname = 'blue'\nvms = ['*-a', '*-b']\n\
+                 [[fabric]]\nname = 'red'\nvms = ['*-c']\n",
+                sockets.display()
+            ),
+        )?;
+        let mut host = Host {
+            lab,
+            policy,
+            run_folder: sockets.join("fabrics"),
+            child: None,
+        };
+        host.begin()?;
+        Ok(host)
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        let log = self.lab.out.join("ivsmc-host.log");
+        let log = File::options().create(true).append(true).open(log)?;
+        let child = Command::new(self.lab.host_tool())
+            .arg("attach")
+            .arg("--policy")
+            .arg(&self.policy)
+            .arg("--run-dir")
+            .arg(&self.run_folder)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn();
+        self.child = Some(child.context("cannot start ivsmc-host")?);
+        Ok(())
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Host<'_> {
+    fn drop(&mut self) {
+        // If it has ended already there is nothing to do.
+        let _ = self.kill();
+    }
+}
+
+/// Two VMs of one fabric get devices and have a link, also when one of them and `ivsmc-host` are killed again and again; the
+/// VM of another fabric gets a device, and no link.
+fn devices_by_policy(lab: &Lab) -> Result<()> {
+    let guest = |name, host| Guest::new(name, host).mode(Mode::Off);
+    let (a, b, c) = (guest("a", 2), guest("b", 3), guest("c", 4));
+    let mut host = Host::start(lab)?;
+    let booting = [&a, &b, &c].map(|guest| guest.start_by_api(lab));
+    let [a, other, c] = booting.map(|booting| booting?.ready());
+    let mut pair = Pair::unlinked(a?, other?);
+    let mut c = c?;
+    for (guest, fabric) in [
+        (&mut pair.a, "blue"),
+        (&mut pair.b, "blue"),
+        (&mut c, "red"),
+    ] {
+        has_its_device(guest, &host, fabric)?;
+    }
+    works(&mut pair).map_err(|error| pair.explain(error))?;
+    for round in 0..ROUNDS {
+        // Before the VM is, while it is gone, while it boots, or not at all.
+        let when = round % 4;
+        if when == 0 {
+            host.kill()?;
+        }
+        pair.b.vmm().kill()?;
+        if when == 1 {
+            host.kill()?;
+        }
+        let booting = b.start_by_api(lab)?;
+        if when == 2 {
+            host.kill()?;
+        }
+        if when < 3 {
+            host.begin()?;
+        }
+        pair.b = booting.ready()?;
+        has_its_device(&mut pair.b, &host, "blue")
+            .and_then(|()| works(&mut pair))
+            .map_err(|error| pair.explain(error))
+            .with_context(|| format!("round {} of {ROUNDS}", round + 1))?;
+        c.wait_for_links(0, PATIENCE)?;
+    }
+    pair.check_health()?;
+    c.check_health()
+}
+
+/// Waits until a guest has one device, that of this fabric, and loads its driver.
+fn has_its_device(guest: &mut Running, host: &Host, fabric: &str) -> Result<()> {
+    let folder = host.run_folder.join(fabric);
+    let start = Instant::now();
+    loop {
+        let info = guest.vmm().api()?.get("vm.info")?;
+        let devices = info["config"]["ivsmc"].as_array();
+        let paths: Vec<_> = devices
+            .into_iter()
+            .flatten()
+            .map(|device| PathBuf::from(device["path"].as_str().unwrap_or_default()))
+            .collect();
+        if let [path] = paths.as_slice()
+            && path.starts_with(&folder)
+        {
+            break;
+        }
+        ensure!(
+            paths.is_empty() && start.elapsed() < PATIENCE,
+            "{paths:?}, and not one in {}",
+            folder.display()
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    wait_for_device(guest, true)?;
+    guest.load_driver(Mode::NoCopy)
+}
