@@ -161,11 +161,19 @@ impl Assembler {
     }
 
     /// `to` = the map, as functions want it
-    pub fn map(&mut self, to: Register, map: BorrowedFd<'_>) {
+    fn map(&mut self, to: Register, map: BorrowedFd<'_>) {
         let source = BPF_PSEUDO_MAP_FD as u8;
         let code = BPF_LD | BPF_IMM | BPF_DW;
         self.push(code, to.number(), source, 0, map.as_raw_fd());
         self.push(0, 0, 0, 0, 0);
+    }
+
+    /// `R0` = where the map has the entry whose key is on the stack at `key`, or 0
+    pub fn look_up(&mut self, map: BorrowedFd<'_>, key: i16) {
+        self.map(Register::R1, map);
+        self.copy(Register::R2, Register::R10);
+        self.add(Register::R2, key.into());
+        self.call(bpf_func_id::BPF_FUNC_map_lookup_elem);
     }
 
     /// Calls a function of the kernel's.

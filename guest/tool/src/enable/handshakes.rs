@@ -7,7 +7,7 @@ use super::bpf::{self, Purpose};
 use super::connections::{Connections, PEERS, WORDS};
 use super::kernel::{HandshakeControl, SocketOffsets};
 use super::{Error, NAME, doing};
-use aya_obj::generated::{BPF_F_NO_PREALLOC, bpf_func_id, bpf_insn, bpf_map_type};
+use aya_obj::generated::{BPF_F_NO_PREALLOC, bpf_insn, bpf_map_type};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// A key of the peers' networks: how many bits of it count, then an IPv6 address.
@@ -125,7 +125,7 @@ fn write(
     ports: BorrowedFd<'_>,
     peers: BorrowedFd<'_>,
 ) -> Option<Vec<bpf_insn>> {
-    use Register::{R0, R1, R2, R6, R7, R8, R10};
+    use Register::{R0, R1, R6, R7, R8, R10};
     let mut program = Assembler::default();
     let [refuse, allow, is_v6, look_up] = std::array::from_fn(|_| program.label());
     program.load(R6, Width::Double, R1, argument);
@@ -141,10 +141,7 @@ fn write(
     program.copy(R1, R7);
     program.shift_right(R1, u64::BITS.ilog2() as i32);
     program.store(Width::Word, R10, -4, R1);
-    program.map(R1, ports);
-    program.copy(R2, R10);
-    program.add(R2, -4);
-    program.call(bpf_func_id::BPF_FUNC_map_lookup_elem);
+    program.look_up(ports, -4);
     program.jump_if_equal(R0, 0, refuse);
     program.load(R8, Width::Double, R0, 0);
     program.and(R7, u64::BITS as i32 - 1);
@@ -175,10 +172,7 @@ fn write(
         program.store(Width::Word, R10, key + 4 + at, R7);
     }
     program.place(look_up);
-    program.map(R1, peers);
-    program.copy(R2, R10);
-    program.add(R2, key.into());
-    program.call(bpf_func_id::BPF_FUNC_map_lookup_elem);
+    program.look_up(peers, key);
     program.jump_if_equal(R0, 0, refuse);
     program.load(R7, Width::Byte, R0, 0);
     program.jump_if_not_equal(R7, 0, allow);

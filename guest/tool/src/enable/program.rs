@@ -95,10 +95,7 @@ pub fn write(
     program.set(R2, COMPARED as i32);
     program.load(R3, Width::Double, R6, offsets.node_name);
     program.call(bpf_func_id::BPF_FUNC_probe_read_kernel_str);
-    program.map(R1, names);
-    program.copy(R2, R10);
-    program.add(R2, on_stack.into());
-    program.call(bpf_func_id::BPF_FUNC_map_lookup_elem);
+    program.look_up(names, on_stack);
     program.jump_if_not_equal(R0, 0, decided);
     program.load(R6, Width::Double, R6, offsets.node_parent);
     program.add(R7, -1);
@@ -118,10 +115,7 @@ pub fn write(
     program.set(R1, Count::Made as i32);
     program.place(left);
     program.store(Width::Word, R10, -4, R1);
-    program.map(R1, counts);
-    program.copy(R2, R10);
-    program.add(R2, -4);
-    program.call(bpf_func_id::BPF_FUNC_map_lookup_elem);
+    program.look_up(counts, -4);
     program.jump_if_equal(R0, 0, count);
     program.set(R1, 1);
     program.atomic_add(Width::Double, R0, 0, R1);
