@@ -44,11 +44,8 @@ impl Vmm {
         let folder = lab.log_folder(guest.name())?;
         let mut command = Command::new(lab.program());
         // A tap that the VMM makes itself is one for each VMM, also while two have the same guest.
-        let tap = (!guest.can_move()).then(|| format!("iv-{}", guest.name()));
-        if let Some(tap) = &tap {
-            let made = lab.network.tap(tap);
-            made.with_context(|| format!("tap {tap}"))?;
-        }
+        let tap = (!guest.can_move()).then(|| make_tap(lab, guest));
+        let tap = tap.transpose()?;
         match (lab.vmm, &tap) {
             (VmmKind::Qemu, Some(tap)) => qemu(&mut command, lab, guest, tap, &folder),
             (VmmKind::Qemu, None) => bail!("QEMU's guests stay where they are"),
@@ -68,10 +65,7 @@ impl Vmm {
     /// is made, gets its network card, and boots.
     pub fn start_by_api(lab: &Lab, guest: &Guest) -> Result<Self> {
         let folder = lab.log_folder(guest.name())?;
-        let tap = format!("iv-{}", guest.name());
-        lab.network
-            .tap(&tap)
-            .with_context(|| format!("tap {tap}"))?;
+        let tap = make_tap(lab, guest)?;
         let serial = folder.join("serial.log");
         let vmm = Vmm::spawn(lab, Command::new(lab.program()), folder, serial.clone())?;
         vmm.wait_for_api(Api::is_up)?;
@@ -426,6 +420,14 @@ fn command_line(lab: &Lab, guest: &Guest) -> String {
         line += &format!(" ivsmc.peers={}", peers.join(","));
     }
     line
+}
+
+/// Makes a guest's tap; gives its name.
+fn make_tap(lab: &Lab, guest: &Guest) -> Result<String> {
+    let tap = format!("iv-{}", guest.name());
+    let made = lab.network.tap(&tap);
+    made.with_context(|| format!("tap {tap}"))?;
+    Ok(tap)
 }
 
 fn prefixed(prefix: &str, path: &Path) -> OsString {
