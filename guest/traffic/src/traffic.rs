@@ -16,6 +16,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Barrier, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+/// How long a link group may take to end its connections.
+const ENDING: Duration = Duration::from_secs(10);
+
 /// What the connections have to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Expect {
@@ -137,6 +140,27 @@ impl Target {
         Ok(report)
     }
 
+    /// Fails with the error of a connection that is about to end: when a link group ends, its
+    /// connections have no buffers for SMC's diagnosis before they are ended, one by one. The
+    /// server sends nothing until it is asked.
+    fn outlives_its_link_group(&self, mut stream: &TcpStream) -> io::Result<()> {
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+        stream.set_read_timeout(Some(self.patience.min(ENDING)))?;
+        match stream.read(&mut [0]) {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                ) =>
+            {
+                Err(error)
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn judge(&self, stream: &TcpStream, verdict: &Verdict) -> Result<Report, Failure> {
         if let Some(error) = &verdict.error {
             return Err(format!("the server says: {error}").into());
@@ -156,10 +180,7 @@ impl Target {
                         (Some(here), Some(there)) if here.mirrors(there) => report.smcd = 1,
                         (Some(_), None) if self.expect == Expect::Proxied => report.smcd = 1,
                         (here, there) => {
-                            // One that has ended meanwhile has no buffers any more.
-                            if let Some(error) = stream.take_error()? {
-                                return Err(error.into());
-                            }
+                            self.outlives_its_link_group(stream)?;
                             return Err(format!(
                                 "the two sides are not of one connection: {here:?} and {there:?}"
                             )
