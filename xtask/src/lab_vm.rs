@@ -2,14 +2,16 @@
 //! The lab VM: a Linux under QEMU's TCG, which emulates an AMD processor with SVM well enough that guests run
 //! in it on a real /dev/kvm.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::cache;
 use crate::platform;
-use crate::process::{self, StoodStill};
+use crate::process::{self, Limits, StoodStill};
 
 const QEMU: &str = "qemu-system-x86_64";
 /// Enough for the guests of the largest test.
@@ -18,6 +20,9 @@ const MEMORY: &str = "4096M";
 const BOOTS: u32 = 3;
 /// What tests/lab-image/init adds to the runner's exit status, to tell it from QEMU's.
 const STATUS_BASE: i32 = 16;
+
+/// Where in the shared folder its init has each processor write a file, each few seconds.
+const ALIVE: &str = "alive";
 
 /// What a lab VM is booted with.
 pub struct LabVm<'a> {
@@ -114,7 +119,15 @@ impl LabVm<'_> {
             .arg("-initrd")
             .arg(self.image)
             .args(["-append", &append]);
-        let status = match process::run_and_show(command, self.log, Some(self.limit)) {
+        // Nothing of the boot before.
+        let alive = self.share.join(ALIVE);
+        cache::remove(&alive)?;
+        fs::create_dir(&alive)?;
+        let limits = Limits {
+            total: self.limit,
+            alive: Some(&alive),
+        };
+        let status = match process::run_and_show(command, self.log, Some(limits)) {
             Err(error) if error.is::<StoodStill>() => {
                 let known = process::tail(&console);
                 return Ok(Ended::Crashed(format!("{error}\n{known}")));

@@ -8,13 +8,14 @@
 //! - [`program_image`] makes what guests need to run programs of Debian's, which it gets by [`apt`].
 //! - [`patch_vmm`] brings the device into a checkout of Cloud Hypervisor, by [`diff`]s; [`kernel_patch`] changes Linux by them.
 //! - [`cache`] is the folder outside the repository where everything that is built is kept; [`process`]
-//!   runs commands with a progress line and a log, and ends them at a limit or at a [`standstill`].
+//!   runs commands with a progress line and a log, and ends them at a limit, or when there is no [`heartbeat`].
 
 mod apt;
 mod cache;
 mod conformance;
 mod demo;
 mod diff;
+mod heartbeat;
 mod image;
 mod kernel;
 mod kernel_patch;
@@ -33,7 +34,6 @@ mod programs;
 mod reports;
 mod run;
 mod setup;
-mod standstill;
 mod test;
 
 use std::path::{Path, PathBuf};
@@ -77,6 +77,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // `cargo xtask demo | head` is to end, and not to panic: Rust has SIGPIPE ignored before `main()`.
+    // SAFETY: sets an action that runs no code of ours.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let result = match Cli::parse().command {
         Command::Setup(options) => setup::main(&options),
         Command::Demo(options) => demo::main(&options),

@@ -13,7 +13,7 @@ use crate::image;
 use crate::kernel::Kernel;
 use crate::lab_vm::LabVm;
 use crate::platform::{self, Platform};
-use crate::process;
+use crate::process::{self, Limits};
 use crate::programs;
 use crate::setup::{self, KernelFlavour, KernelSource, Prepared};
 
@@ -173,7 +173,14 @@ pub fn runner_here(
             &prepared.guest_kernel,
         ))
         .current_dir(&folder);
-    let status = process::run_and_show(command, &outcome.log, Some(limit))?;
+    let status = process::run_and_show(
+        command,
+        &outcome.log,
+        Some(Limits {
+            total: limit,
+            alive: None,
+        }),
+    )?;
     Ok(Outcome {
         status: status.code().unwrap_or(1),
         ..outcome
