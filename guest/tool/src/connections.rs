@@ -91,6 +91,9 @@ pub struct Connection {
     /// not been accepted yet have it too, but no inode.
     #[serde(default)]
     pub cookie: u64,
+    /// The inode of its network namespace; `None` for this process's.
+    #[serde(default)]
+    pub network: Option<u64>,
     /// The processes that have the socket, as far as one may know.
     #[serde(default)]
     pub owners: Vec<Owner>,
@@ -185,6 +188,7 @@ fn parse(payload: &[u8]) -> Result<Connection, Error> {
     let mut connection = Connection {
         inode: netlink::u64_at(&fixed, 56).unwrap_or(0),
         cookie: netlink::u64_at(&fixed, COOKIE).unwrap_or(0),
+        network: None,
         owners: Vec::new(),
         state: state_words(state),
         mode: Mode::None,

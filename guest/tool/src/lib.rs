@@ -4,7 +4,8 @@
 //! - [`run`]: makes any program's TCP sockets SMC sockets, without touching the program.
 //! - [`enable`]: the same for whole cgroups, by BPF.
 //! - [`connections`]: what SMC's own diagnosis says of every SMC socket.
-//! - [`owners`]: the processes that have these sockets.
+//! - [`owners`]: the processes that have these sockets, and their containers.
+//! - [`namespaces`]: the network namespaces of containers.
 //! - [`status`]: all of that and of what follows, at once.
 //! - [`devices`] and [`ueid`]: the SMC-D devices, and the identifiers that peers must share.
 //! - [`statistics`]: what SMC has counted.
@@ -18,6 +19,7 @@ pub mod connections;
 pub mod devices;
 pub mod enable;
 mod generic;
+pub mod namespaces;
 pub mod netlink;
 pub mod owners;
 pub mod pci;

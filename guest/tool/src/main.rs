@@ -69,6 +69,9 @@ enum Command {
         /// As JSON
         #[arg(long)]
         json: bool,
+        /// In all network namespaces, as containers have them; needs root
+        #[arg(long)]
+        all: bool,
     },
     /// Keep one SMC-D connection to each peer, and make it anew when its link comes up again; all peers have to do
     /// the same. A Linux without ivsmc's patches needs it to open many connections at once
@@ -139,7 +142,7 @@ fn main() -> ExitCode {
             }
             Err(error) => Err(error.into()),
         },
-        Command::Status { json } => status(json),
+        Command::Status { json, all } => status(json, all),
         Command::Warm { peers, port } => {
             // A service goes on when nobody reads what it says.
             sigpipe::ignore();
@@ -181,8 +184,12 @@ fn change_ueid(change: &Ueid) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-fn status(json: bool) -> Result<(), Box<dyn std::error::Error>> {
-    let status = Status::now()?;
+fn status(json: bool, all: bool) -> Result<(), Box<dyn std::error::Error>> {
+    let status = if all {
+        Status::everywhere()?
+    } else {
+        Status::now()?
+    };
     if json {
         writeln!(io::stdout(), "{}", serde_json::to_string(&status)?)?;
     } else {
@@ -267,6 +274,13 @@ fn print_status(status: &Status, out: &mut impl Write) -> io::Result<()> {
             owners(&connection.owners),
         )?;
     }
+    if status.skipped > 0 {
+        writeln!(
+            out,
+            "{} network namespaces could not be looked into: run this as root",
+            status.skipped
+        )?;
+    }
     Ok(())
 }
 
@@ -283,8 +297,8 @@ fn endpoint(address: Option<IpAddr>, port: u16) -> String {
 fn owners(owners: &[Owner]) -> String {
     match owners {
         [] => "-".into(),
-        [only] => format!("{}/{}", only.pid, only.comm),
-        [first, more @ ..] => format!("{}/{} +{}", first.pid, first.comm, more.len()),
+        [only] => only.words(),
+        [first, more @ ..] => format!("{} +{}", first.words(), more.len()),
     }
 }
 

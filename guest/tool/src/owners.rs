@@ -18,6 +18,9 @@ pub struct Owner {
     pub comm: String,
     /// The descriptor that it has for the socket.
     pub fd: RawFd,
+    /// The container that it is in, as its cgroup is called: `libpod-` and the container's ID.
+    #[serde(default)]
+    pub container: Option<String>,
 }
 
 /// The owners of the sockets with these inodes, each process once for each socket, in order of their IDs.
@@ -35,12 +38,14 @@ pub fn find(inodes: &HashSet<u64>) -> HashMap<u64, Vec<Owner>> {
         let mut seen = HashSet::new();
         for (fd, inode) in sockets(pid) {
             if inodes.contains(&inode) && seen.insert(inode) {
-                let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-                let comm = comm.trim_end().to_owned();
-                owners
-                    .entry(inode)
-                    .or_default()
-                    .push(Owner { pid, comm, fd });
+                let read =
+                    |name| fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+                owners.entry(inode).or_default().push(Owner {
+                    pid,
+                    comm: read("comm").trim_end().to_owned(),
+                    fd,
+                    container: container(&read("cgroup")),
+                });
             }
         }
     }
@@ -58,6 +63,43 @@ pub(crate) fn sockets(pid: u32) -> impl Iterator<Item = (RawFd, u64)> {
             let target = fs::read_link(entry.path()).ok()?;
             Some((number(&entry)?, inode(target.to_str()?)?))
         })
+}
+
+/// Digits of a container's ID, which is a SHA-256's length.
+const ID: usize = 64;
+
+/// The innermost container in a process's `/proc/PID/cgroup`. Runtimes call its cgroup `libpod-ID.scope`, `docker-ID.scope`,
+/// `cri-containerd-ID.scope`, `crio-ID.scope`; or, without systemd, ID or `libpod-ID`; Kata's agent `...:cri-containerd:ID`.
+fn container(cgroups: &str) -> Option<String> {
+    let of_line = |line: &str| {
+        // "0::/path", "4:memory:/path"
+        let path = line.splitn(3, ':').nth(2)?;
+        path.rsplit('/').find_map(|name| {
+            let name = name.strip_suffix(".scope").unwrap_or(name);
+            let (before, id) = name.split_at_checked(name.len().checked_sub(ID)?)?;
+            let is_id = id.bytes().all(|byte| byte.is_ascii_hexdigit());
+            // What watches over a container is not in it.
+            let is_in =
+                !before.ends_with("conmon-") && (before.is_empty() || before.ends_with(['-', ':']));
+            (is_id && is_in).then(|| name.to_owned())
+        })
+    };
+    cgroups.lines().find_map(of_line)
+}
+
+impl Owner {
+    /// Process, program and container, the latter's ID shortened as runtimes do: `72/nginx (libpod-0123456789ab)`.
+    pub fn words(&self) -> String {
+        let Owner { pid, comm, .. } = self;
+        match &self.container {
+            None => format!("{pid}/{comm}"),
+            Some(container) => {
+                let shown = container.len().saturating_sub(ID - 12);
+                let shown = container.get(..shown).unwrap_or(container);
+                format!("{pid}/{comm} ({shown})")
+            }
+        }
+    }
 }
 
 fn number<T: std::str::FromStr>(entry: &DirEntry) -> Option<T> {
@@ -108,6 +150,49 @@ fn descriptor(
 mod tests {
     use super::*;
     use std::net::TcpListener;
+
+    #[test]
+    fn containers_by_their_cgroups() {
+        let id = "0123456789ab".repeat(6)[..ID].to_owned();
+        let found = |path: &str| container(&format!("0::{path}\n"));
+        for (path, name) in [
+            ("/machine.slice/libpod-ID.scope/container", "libpod-ID"),
+            ("/libpod_parent/libpod-ID", "libpod-ID"),
+            ("/system.slice/docker-ID.scope", "docker-ID"),
+            ("/docker/ID/init.scope", "ID"),
+            ("/kubepods/burstable/pod1-2-3/ID", "ID"),
+            (
+                "/kubepods.slice/kubepods-pod1.slice/cri-containerd-ID.scope",
+                "cri-containerd-ID",
+            ),
+            (
+                "/kubepods/pod1/kubepods:cri-containerd:ID",
+                "kubepods:cri-containerd:ID",
+            ),
+        ] {
+            let found = found(&path.replace("ID", &id));
+            assert_eq!(found, Some(name.replace("ID", &id)), "{path}");
+        }
+        for path in [
+            "/",
+            "/system.slice/nginx.service",
+            "/machine.slice/libpod-conmon-ID.scope",
+            "/x0123ID",
+            "/öID",
+        ] {
+            assert_eq!(found(&path.replace("ID", &id)), None, "{path}");
+        }
+        assert_eq!(container(""), None);
+        let cgroups = format!("4:memory:/docker/{id}\n0::/\n");
+        assert_eq!(container(&cgroups), Some(id.clone()), "version 1");
+        let owner = Owner {
+            pid: 72,
+            comm: "nginx".to_owned(),
+            fd: 3,
+            container: Some(format!("libpod-{id}")),
+        };
+        assert_eq!(owner.words(), "72/nginx (libpod-0123456789ab)");
+    }
 
     #[test]
     fn a_sockets_owner_and_addresses() {

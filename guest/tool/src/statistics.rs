@@ -57,6 +57,20 @@ impl Statistics {
         Ok(statistics)
     }
 
+    /// Adds those of another network namespace.
+    pub fn add(&mut self, other: &Statistics) {
+        self.client_connections += other.client_connections;
+        self.server_connections += other.server_connections;
+        self.client_fallbacks += other.client_fallbacks;
+        self.server_fallbacks += other.server_fallbacks;
+        self.sent_bytes += other.sent_bytes;
+        self.received_bytes += other.received_bytes;
+        self.sends += other.sends;
+        self.receives += other.receives;
+        self.receive_buffers += other.receive_buffers;
+        self.send_buffers += other.send_buffers;
+    }
+
     fn take_smcd(&mut self, answer: &[u8]) -> Result<(), Error> {
         let all = netlink::attribute(answer, STATISTICS)?.unwrap_or_default();
         let smcd = netlink::attribute(all, SMCD)?.unwrap_or_default();

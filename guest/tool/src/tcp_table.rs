@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Addresses by ports, from `/proc/net/tcp` and `tcp6`.
+//! Addresses by ports, from `/proc/thread-self/net/tcp` and `tcp6`.
 //!
 //! The kernel leaves the addresses of `IPPROTO_SMC` sockets out of its diagnosis; the TCP connection
 //! underneath has the same ports and is listed there.
@@ -13,9 +13,9 @@ type Addresses = (IpAddr, IpAddr);
 pub(crate) struct TcpTable(HashMap<(u16, u16), HashSet<Addresses>>);
 
 impl TcpTable {
-    /// The connections of this network namespace.
+    /// The connections of this thread's network namespace.
     pub(crate) fn read() -> Self {
-        let files = ["/proc/net/tcp", "/proc/net/tcp6"];
+        let files = ["tcp", "tcp6"].map(|name| format!("/proc/thread-self/net/{name}"));
         let texts = files.map(|file| std::fs::read_to_string(file).unwrap_or_default());
         Self::parse(texts.iter().map(String::as_str))
     }
