@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use vmm_device_ivsmc::Config;
+use vmm_device_ivsmc::{Config, Gid, Links};
 
 /// The most bytes of an answer. A VM's configuration and its tree of devices have some 100 KiB at most; more would
 /// let many VMMs use up memory.
@@ -96,6 +96,27 @@ pub struct NewDevice<'a> {
     pub device: &'a Config,
 }
 
+/// A device and its links, of the answer of `vm.ivsmc-links`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct DeviceLinks {
+    /// Its name.
+    pub id: String,
+    /// What it tells.
+    #[serde(flatten)]
+    pub links: Links,
+}
+
+/// What `vm.drop-ivsmc-link` takes.
+#[derive(Serialize)]
+pub struct DropLink<'a> {
+    /// The device's name.
+    pub id: &'a str,
+    /// The peer.
+    pub peer: Gid,
+    /// Whether it gets no other link; if not, it may have one again.
+    pub refuse: bool,
+}
+
 /// Text of somebody else's as one short line without control characters.
 pub fn told(text: &str) -> String {
     let mut told: String = text.trim().chars().take(MAX_TOLD).collect();
@@ -137,6 +158,27 @@ impl Api {
     pub async fn add(&self, device: &NewDevice<'_>) -> Result<(), ApiError> {
         let body = serde_json::to_vec(device)?.into();
         self.call(Method::PUT, "vm.add-ivsmc", body).await.map(drop)
+    }
+
+    /// The links of the VM's devices.
+    ///
+    /// # Errors
+    /// The VMM does not know the call, or says nothing useful.
+    pub async fn links(&self) -> Result<Vec<DeviceLinks>, ApiError> {
+        let answer = self
+            .call(Method::GET, "vm.ivsmc-links", Bytes::new())
+            .await?;
+        parse_links(&answer)
+    }
+
+    /// Ends a link, or allows a peer again.
+    ///
+    /// # Errors
+    /// It does not end, or will do later if the error is [`ApiError::Slow`].
+    pub async fn drop_link(&self, link: &DropLink<'_>) -> Result<(), ApiError> {
+        let body = serde_json::to_vec(link)?.into();
+        let call = self.call(Method::PUT, "vm.drop-ivsmc-link", body);
+        call.await.map(drop)
     }
 
     async fn call(&self, method: Method, name: &str, body: Bytes) -> Result<Bytes, ApiError> {
@@ -198,6 +240,14 @@ pub fn parse_info(answer: &[u8]) -> Result<VmInfo, ApiError> {
     Ok(serde_json::from_slice(answer)?)
 }
 
+/// The answer of `vm.ivsmc-links`.
+///
+/// # Errors
+/// It is something else.
+pub fn parse_links(answer: &[u8]) -> Result<Vec<DeviceLinks>, ApiError> {
+    Ok(serde_json::from_slice(answer)?)
+}
+
 impl ApiError {
     /// Whether `vm.info` has said with this that there is no VM yet.
     pub fn is_no_vm(&self) -> bool {
@@ -208,6 +258,14 @@ impl ApiError {
     pub fn says_no_vm(&self) -> bool {
         match self {
             ApiError::Status { said, .. } => said.contains("VM is not created"),
+            _ => false,
+        }
+    }
+
+    /// Whether a call has said in words that the VM is not booted.
+    pub fn says_not_booted(&self) -> bool {
+        match self {
+            ApiError::Status { said, .. } => said.contains("VM is not running"),
             _ => false,
         }
     }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What `ivsmc-host list` shows: what the policy and the API sockets say now. It changes nothing.
 
+use crate::api::told;
 use crate::attach::why_not;
-use crate::policy::Policy;
+use crate::policy::{Fabric, Policy};
 use crate::scan::{Found, Verdict, merge, scan};
-use crate::vm::{Standing, look};
+use crate::vm::{Look, Standing, look};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
+use vmm_device_ivsmc::{Gid, LinkInfo, LinkState, Links, RefusedPeer};
 
 /// Fabrics and VMs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +38,7 @@ pub struct FabricLine {
 }
 
 /// A VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmLine {
     /// Its name.
     pub name: String,
@@ -48,6 +50,35 @@ pub struct VmLine {
     pub attached: bool,
     /// Why it has not.
     pub why: Option<String>,
+    /// Its device's links; not those of a VM that has no device, or whose VMM does not tell.
+    #[serde(default)]
+    pub links: Option<Vec<LinkLine>>,
+    /// Why its device's links are not known.
+    #[serde(default)]
+    pub no_links_why: Option<String>,
+    /// The peers that its device refuses, because their links were dropped.
+    #[serde(default)]
+    pub refused: Vec<RefusedLine>,
+}
+
+/// A link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkLine {
+    /// The VM at its other end, if the peer's path is one of the fabric's.
+    pub vm: Option<String>,
+    /// What the VMM tells.
+    #[serde(flatten)]
+    pub link: LinkInfo,
+}
+
+/// A peer that a device refuses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedLine {
+    /// Its VM, if its path is one of the fabric's.
+    pub vm: Option<String>,
+    /// What the VMM tells.
+    #[serde(flatten)]
+    pub peer: RefusedPeer,
 }
 
 /// Something that is no VM.
@@ -59,10 +90,9 @@ pub struct SkippedLine {
     pub why: String,
 }
 
-/// How it is now. VMs that do not answer within `limit` are said not to.
-pub async fn list(policy: Policy, limit: Duration) -> Listing {
-    let policy = Arc::new(policy);
-    let mut listing = Listing::default();
+/// The sockets that there are now, and what could not be looked into within `limit` or is not taken.
+pub async fn find(policy: &Arc<Policy>, limit: Duration) -> (Vec<Found>, Vec<SkippedLine>) {
+    let mut skipped = Vec::new();
     let mut scans = Vec::new();
     let running: Vec<_> = (0..policy.patterns.len())
         .map(|n| {
@@ -73,21 +103,30 @@ pub async fn list(policy: Policy, limit: Duration) -> Listing {
     for (pattern, running) in policy.patterns.iter().zip(running) {
         match timeout(limit, running).await {
             Ok(Ok(scan)) => scans.push(scan),
-            _ => listing.skipped.push(SkippedLine {
+            _ => skipped.push(SkippedLine {
                 path: format!("{:?}", pattern.folder),
                 why: format!("it could not be looked into within {limit:?}"),
             }),
         }
     }
-    let skipped = scans.iter().flat_map(|scan| &scan.skipped);
-    listing
-        .skipped
-        .extend(skipped.map(|(path, why)| SkippedLine {
-            path: format!("{path:?}"),
-            why: why.clone(),
-        }));
+    let not_taken = scans.iter().flat_map(|scan| &scan.skipped);
+    skipped.extend(not_taken.map(|(path, why)| SkippedLine {
+        path: format!("{path:?}"),
+        why: why.clone(),
+    }));
+    (merge(scans.iter()), skipped)
+}
+
+/// How it is now. VMs that do not answer within `limit` are said not to.
+pub async fn list(policy: Policy, limit: Duration) -> Listing {
+    let policy = Arc::new(policy);
+    let (all, skipped) = find(&policy, limit).await;
+    let mut listing = Listing {
+        skipped,
+        ..Listing::default()
+    };
     let mut asked = JoinSet::new();
-    for found in merge(scans.iter()) {
+    for found in all {
         asked.spawn(line(policy.clone(), found, limit));
     }
     listing.vms = asked.join_all().await;
@@ -108,31 +147,112 @@ pub async fn list(policy: Policy, limit: Duration) -> Listing {
 }
 
 async fn line(policy: Arc<Policy>, found: Found, limit: Duration) -> VmLine {
-    let mut line = VmLine {
-        name: found.name.to_string(),
-        socket: found.socket.clone(),
-        fabric: None,
-        attached: false,
-        why: None,
-    };
     let fabric = match found.verdict {
         Verdict::Fabric(fabric) => policy.fabrics.get(fabric),
         _ => None,
     };
+    let mut line = line_of(&found, fabric);
     let Some(fabric) = fabric else {
         line.why = Some(why_not(&found.verdict));
         return line;
     };
-    line.fabric = Some(fabric.name.to_string());
     match look(&found, fabric, limit).await {
-        Ok(Standing::Attached) => line.attached = true,
-        Ok(Standing::Free) => {
-            line.why = Some("it has none yet; is ivsmc-host attach running?".into())
+        Ok(Look {
+            standing, links, ..
+        }) => {
+            line.attached = standing == Standing::Attached;
+            line.why = standing.why();
+            match links {
+                Some(Ok(links)) => line.take(fabric, links),
+                Some(Err(error)) => line.no_links_why = Some(error.to_string()),
+                None => {}
+            }
         }
-        Ok(Standing::Waits(why) | Standing::Other(why)) => line.why = Some(why),
         Err(error) => line.why = Some(error.to_string()),
     }
     line
+}
+
+/// A VM of which no more is known yet.
+pub fn line_of(found: &Found, fabric: Option<&Fabric>) -> VmLine {
+    VmLine {
+        name: found.name.to_string(),
+        socket: found.socket.clone(),
+        fabric: fabric.map(|fabric| fabric.name.to_string()),
+        attached: false,
+        why: None,
+        links: None,
+        no_links_why: None,
+        refused: Vec::new(),
+    }
+}
+
+impl VmLine {
+    /// Takes its device's links; there is nothing of a VM that is not booted.
+    pub fn take(&mut self, fabric: &Fabric, links: Option<Links>) {
+        let (links, refused) = links.map_or_else(Default::default, |all| (all.links, all.refused));
+        let vm = |path: &Option<String>| Some(fabric.vm_at(path.as_ref()?)?.to_string());
+        let links = links.into_iter().map(|link| LinkLine {
+            vm: vm(&link.path),
+            link,
+        });
+        self.links = Some(links.collect());
+        let refused = refused.into_iter().map(|peer| RefusedLine {
+            vm: vm(&peer.path),
+            peer,
+        });
+        self.refused = refused.collect();
+    }
+}
+
+/// What to call a peer: its VM's name, or where it listens, or its GID.
+fn peer(vm: Option<&str>, path: Option<&str>, gid: Gid) -> String {
+    match (vm, path) {
+        (Some(vm), _) => format!("{vm} ({gid})"),
+        (None, Some(path)) => format!("{} ({gid})", told(path)),
+        (None, None) => gid.to_string(),
+    }
+}
+
+impl LinkLine {
+    /// The peer.
+    pub fn peer(&self) -> String {
+        peer(
+            self.vm.as_deref(),
+            self.link.path.as_deref(),
+            self.link.peer,
+        )
+    }
+
+    /// One line.
+    fn text(&self) -> String {
+        let link = &self.link;
+        let state = match (link.state, link.up_seconds) {
+            (LinkState::Up, Some(seconds)) => format!("up for {seconds} s"),
+            (LinkState::Up, None) => "up".into(),
+            (LinkState::Lost, _) => "lost, and the guest still has the window".into(),
+            (LinkState::Down, _) => "down".into(),
+        };
+        let claimed = if link.claimed { "" } else { "not " };
+        format!(
+            "link {} to {}: {state}, {claimed}in use, {} MiB, side {}",
+            link.link,
+            self.peer(),
+            link.size >> 20,
+            link.side
+        )
+    }
+}
+
+impl RefusedLine {
+    /// The peer.
+    pub fn peer(&self) -> String {
+        peer(
+            self.vm.as_deref(),
+            self.peer.path.as_deref(),
+            self.peer.peer,
+        )
+    }
 }
 
 impl Listing {
@@ -169,6 +289,15 @@ impl Listing {
                 "  {:<24} {fabric:<16} {device:<8} {socket}{why}",
                 vm.name
             )?;
+            for link in vm.links.iter().flatten() {
+                writeln!(out, "    {}", link.text())?;
+            }
+            if let Some(why) = &vm.no_links_why {
+                writeln!(out, "    links are not known: {why}")?;
+            }
+            for refused in &vm.refused {
+                writeln!(out, "    refuses {}", refused.peer())?;
+            }
         }
         if self.vms.is_empty() {
             writeln!(out, "  none: no socket matches the policy's patterns")?;

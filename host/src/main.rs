@@ -3,6 +3,7 @@
 
 use clap::{Parser, Subcommand};
 use ivsmc_host::attach::{Timing, attach};
+use ivsmc_host::drop_link::{Wanted, Wish, drop_link};
 use ivsmc_host::list::list;
 use ivsmc_host::policy::Policy;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -14,7 +15,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How long `list` waits for a VM.
+/// How long `list`, `drop` and `allow` wait for a VM's answer.
 const LIST: Duration = Duration::from_secs(2);
 
 /// Gives the VMs of Cloud Hypervisor ivsmc devices, by a policy.
@@ -37,13 +38,27 @@ enum Command {
         #[arg(long, hide = true, value_name = "TIMES", default_value_t = 1)]
         faster: u32,
     },
-    /// Show fabrics and VMs, which of them have their devices, and why others have not
+    /// Show fabrics and VMs, which of them have their devices and which links, and why others have not
     List {
         #[command(flatten)]
         given: Given,
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+    /// End the link of a VM to a peer, and refuse the peer from now on
+    ///
+    /// Connections over it end as if the peer's VM had gone; new ones are TCP. The VM's device refuses the peer until
+    /// `ivsmc-host allow`, or until one of the two devices is made anew, as when a VM is started anew or reboots. Other links
+    /// of the two stay.
+    Drop {
+        #[command(flatten)]
+        link: Link,
+    },
+    /// Let a peer have a link again that was dropped
+    Allow {
+        #[command(flatten)]
+        link: Link,
     },
     /// Say whether a policy is one, and if not, in which line and why
     CheckPolicy {
@@ -65,6 +80,19 @@ struct Given {
     run_dir: PathBuf,
 }
 
+#[derive(clap::Args)]
+struct Link {
+    #[command(flatten)]
+    given: Given,
+    /// The VM's fabric, if there are VMs of this name in several
+    #[arg(long, value_name = "NAME")]
+    fabric: Option<String>,
+    /// The VM whose device does it, by the name that `list` shows
+    vm: String,
+    /// The peer: the name of a VM as `list` shows it, or a GID
+    peer: String,
+}
+
 impl Given {
     fn policy(&self) -> Result<Policy, Box<dyn Error>> {
         read(&self.policy, &self.run_dir)
@@ -77,6 +105,8 @@ fn main() -> ExitCode {
     let done = match Options::parse().command {
         Command::Attach { given, faster } => run_attach(&given, faster),
         Command::List { given, json } => run_list(&given, json),
+        Command::Drop { link } => run_drop(link, Wish::Drop),
+        Command::Allow { link } => run_drop(link, Wish::Allow),
         Command::CheckPolicy { file, run_dir } => check(&file, &run_dir),
     };
     match done {
@@ -153,6 +183,20 @@ fn run_list(given: &Given, json: bool) -> Result<(), Box<dyn Error>> {
     } else {
         listing.print(&mut io::stdout())?;
     }
+    Ok(())
+}
+
+fn run_drop(link: Link, wish: Wish) -> Result<(), Box<dyn Error>> {
+    let policy = link.given.policy()?;
+    let wanted = Wanted {
+        vm: link.vm,
+        peer: link.peer,
+        fabric: link.fabric,
+    };
+    let runtime = runtime()?;
+    let done = runtime.block_on(drop_link(policy, &wanted, wish, LIST));
+    runtime.shutdown_background();
+    writeln!(io::stdout(), "{}", done?)?;
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use glob::MatchOptions;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use vmm_device_ivsmc::Config;
 
@@ -148,6 +149,12 @@ impl Fabric {
     /// Where a VM's device listens.
     pub fn path_of(&self, vm: &Name) -> PathBuf {
         self.folder.join(vm.as_str())
+    }
+
+    /// The VM whose device listens at a path, if that is one of this fabric's.
+    pub fn vm_at(&self, path: &str) -> Option<Name> {
+        let file = Path::new(path).strip_prefix(&self.folder).ok()?;
+        Name::new(file.as_os_str().as_bytes()).ok()
     }
 
     /// The options of a VM's device.

@@ -8,6 +8,7 @@ use crate::scan::Found;
 use std::io;
 use std::path::Path;
 use std::time::Duration;
+use vmm_device_ivsmc::Links;
 
 /// The id of a device that this program has given. It is the same in each fabric, so that a VMM refuses a second one
 /// whatever else goes wrong. Which fabric it is of, its path tells.
@@ -43,6 +44,18 @@ pub enum VmError {
     /// The VMM does not want to, or has not answered.
     #[error("vm.add-ivsmc: {0}")]
     Add(#[source] ApiError),
+    /// The VMM does not tell of links.
+    #[error(
+        "vm.ivsmc-links: status 404; this Cloud Hypervisor has no such call: build it with the present version of \
+         ivsmc's patches"
+    )]
+    NoLinksCall,
+    /// The VMM says nothing useful of links.
+    #[error("vm.ivsmc-links: {0}")]
+    Links(#[source] ApiError),
+    /// The device has gone in between.
+    #[error("vm.ivsmc-links: there is no device {DEVICE_ID}; is it being removed?")]
+    NoDevice,
     /// The fabric's folder.
     #[error(transparent)]
     Folder(#[from] FolderError),
@@ -59,6 +72,15 @@ impl VmError {
 }
 
 impl Standing {
+    /// Why the VM does not have its device, if so.
+    pub fn why(&self) -> Option<String> {
+        match self {
+            Standing::Attached => None,
+            Standing::Free => Some("it has none yet; is ivsmc-host attach running?".into()),
+            Standing::Waits(why) | Standing::Other(why) => Some(why.clone()),
+        }
+    }
+
     /// What follows from a VMM's words, for a VM whose device is to listen on `path`.
     pub fn of(info: &VmInfo, path: &Path) -> Self {
         let devices = info.config.ivsmc.as_deref().unwrap_or_default();
@@ -86,12 +108,45 @@ impl Standing {
     }
 }
 
-/// How it is with a VM of this fabric.
+/// What a VMM says of a VM and its device.
+pub struct Look {
+    /// Its API.
+    pub api: Api,
+    /// How it is with the VM.
+    pub standing: Standing,
+    /// The links of its device, if it has one; a VM that is not booted has none.
+    pub links: Option<Result<Option<Links>, VmError>>,
+}
+
+/// How it is with a VM of this fabric, and with its links.
 ///
 /// # Errors
 /// Its VMM says nothing useful.
-pub async fn look(found: &Found, fabric: &Fabric, limit: Duration) -> Result<Standing, VmError> {
-    Ok(ask(found, fabric, limit).await?.1)
+pub async fn look(found: &Found, fabric: &Fabric, limit: Duration) -> Result<Look, VmError> {
+    let (api, standing) = ask(found, fabric, limit).await?;
+    let links = match standing {
+        Standing::Attached => Some(links(&api).await),
+        _ => None,
+    };
+    Ok(Look {
+        api,
+        standing,
+        links,
+    })
+}
+
+async fn links(api: &Api) -> Result<Option<Links>, VmError> {
+    let devices = match api.links().await {
+        Ok(devices) => devices,
+        Err(error) if error.says_no_vm() || error.says_not_booted() => return Ok(None),
+        Err(ApiError::Status { status: 404, .. }) => return Err(VmError::NoLinksCall),
+        Err(error) => return Err(VmError::Links(error)),
+    };
+    let mut devices = devices.into_iter();
+    match devices.find(|device| device.id == DEVICE_ID) {
+        Some(device) => Ok(Some(device.links)),
+        None => Err(VmError::NoDevice),
+    }
 }
 
 /// Gives a VM its device if it has none, and can get one.

@@ -13,7 +13,7 @@ pub struct Counters {
     pub windows: u64,
     /// Times that a link came up.
     pub links_up: u64,
-    /// Times that a link ended because the peer went away.
+    /// Times that a link ended because the peer went away, or the device's user dropped it.
     pub links_lost: u64,
     /// Times that a link ended whose window the guest had claimed, so that its connections were reset.
     pub links_reset: u64,

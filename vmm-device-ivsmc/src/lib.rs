@@ -18,7 +18,7 @@
 //! | `fuzzing` | what fuzz targets run, in builds for these and for tests |
 //! | `peer` | with the feature of that name: the other end, for tests of what it can do |
 //! | `limits`, `syscalls`, `sys` | limits of the process, as errors; what threads ask the system for; the result of a system call |
-//! | `counters`, `event` | what is counted, and what is told |
+//! | `counters`, `event`, `links` | what is counted, and what is told |
 //!
 //! PCI's configuration space and MSI-X are the VMM's, which has them for its other devices already.
 
@@ -48,6 +48,7 @@ mod gid;
 mod guest;
 mod host;
 mod limits;
+mod links;
 mod memory;
 #[cfg(any(test, feature = "peer"))]
 pub mod peer;
@@ -67,6 +68,7 @@ pub use fabric::Fabric;
 pub use fabric::reaper::Reaper;
 pub use gid::Gid;
 pub use host::Host;
+pub use links::{LinkInfo, LinkState, Links, NoSuchPeer, RefusedPeer};
 pub use memory::bar::{Addresses, BarMemory};
 pub use memory::window::Window;
 pub use syscalls::Syscall;

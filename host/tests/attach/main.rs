@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The attach loop, with VMMs that are well and others that are not.
 
+mod links;
 mod program;
 mod vmm;
 

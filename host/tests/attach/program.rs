@@ -22,7 +22,7 @@ impl Drop for Program {
     }
 }
 
-fn command(host: &Host, fabrics: &str, name: &str) -> Command {
+pub fn command(host: &Host, fabrics: &str, name: &str) -> Command {
     let policy = host.at("policy.toml");
     fs::write(&policy, host.text(fabrics)).unwrap();
     let mut command = Command::new(PROGRAM);
@@ -38,7 +38,7 @@ fn attach(host: &Host, fabrics: &str, stderr: Stdio) -> Program {
     Program(command.spawn().unwrap())
 }
 
-async fn output(mut command: Command) -> Output {
+pub async fn output(mut command: Command) -> Output {
     // VMMs live in this runtime.
     spawn_blocking(move || command.output().unwrap())
         .await
@@ -168,8 +168,15 @@ async fn list_for_people() {
 async fn bad_policies_are_refused_with_their_line() {
     let host = Host::new();
     let bad = "[[fabric]]\nname = \"web\"\nvms = [\"*\"]\nsize = \"3M\"\n";
-    for name in ["attach", "list"] {
-        let output = output(command(&host, bad, name)).await;
+    for (name, rest) in [
+        ("attach", &[][..]),
+        ("list", &[]),
+        ("drop", &["a", "b"]),
+        ("allow", &["a", "b"]),
+    ] {
+        let mut command = command(&host, bad, name);
+        command.args(rest);
+        let output = output(command).await;
         assert_eq!(output.status.code(), Some(1));
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(

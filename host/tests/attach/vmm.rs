@@ -44,6 +44,8 @@ pub enum Mode {
     Deletes,
     /// Adds a device, and does not say so.
     AddsSilently,
+    /// Never answers who asks for links, or drops one.
+    SilentLinks,
 }
 
 /// How it is with such a VMM.
@@ -53,6 +55,13 @@ pub struct State {
     pub vm: Result<&'static str, u16>,
     /// The VM's devices, as they were asked for.
     pub devices: Vec<Value>,
+    /// The links of each of them, and the peers that it refuses.
+    pub links: Vec<Value>,
+    pub refused: Vec<Value>,
+    /// What vm.ivsmc-links is answered instead.
+    pub odd_links: Option<(u16, String)>,
+    /// Calls of vm.drop-ivsmc-link.
+    pub drops: Vec<Value>,
     /// Calls of vm.add-ivsmc.
     pub adds: usize,
     /// Connections that there were.
@@ -82,6 +91,10 @@ impl Vmm {
             mode,
             vm,
             devices: Vec::new(),
+            links: Vec::new(),
+            refused: Vec::new(),
+            odd_links: None,
+            drops: Vec::new(),
             adds: 0,
             calls: 0,
             listeners: Vec::new(),
@@ -234,7 +247,16 @@ impl State {
                 Err(status) => (status, no_vm()),
             };
         }
-        if !line.starts_with("put /api/v1/vm.add-ivsmc ") || self.mode == Mode::NoCall {
+        if self.mode == Mode::NoCall {
+            return (404, String::new());
+        }
+        if line.starts_with("get /api/v1/vm.ivsmc-links ") {
+            return self.links();
+        }
+        if line.starts_with("put /api/v1/vm.drop-ivsmc-link ") {
+            return self.drop_link(body);
+        }
+        if !line.starts_with("put /api/v1/vm.add-ivsmc ") {
             return (404, String::new());
         }
         self.adds += 1;
@@ -269,6 +291,59 @@ impl State {
         }
     }
 }
+
+impl State {
+    fn links(&self) -> (u16, String) {
+        if self.mode == Mode::SilentLinks {
+            return (0, String::new());
+        }
+        match (&self.odd_links, self.vm) {
+            (Some(odd), _) => odd.clone(),
+            (None, Err(_)) => (404, no_vm()),
+            (None, Ok("Created")) => (
+                500,
+                json!(["Error from API", "VM is not running"]).to_string(),
+            ),
+            (None, Ok(_)) => {
+                let told = |device: &Value| {
+                    json!({
+                        "id": device["id"], "path": device["path"], "gid": GID, "doorbells_trapped": 3,
+                        "links": self.links, "refused": self.refused, "later": "more",
+                    })
+                };
+                let all: Vec<_> = self.devices.iter().map(told).collect();
+                (200, Value::from(all).to_string())
+            }
+        }
+    }
+
+    fn drop_link(&mut self, body: &[u8]) -> (u16, String) {
+        let link: Value = serde_json::from_slice(body).unwrap();
+        self.drops.push(link.clone());
+        if self.mode == Mode::SilentLinks {
+            return (0, String::new());
+        }
+        let is_its = |other: &Value| other["peer"] == link["peer"];
+        let dropped = self.links.iter().find(|other| is_its(other));
+        let refused = dropped.map(|other| json!({"peer": other["peer"], "path": other["path"]}));
+        if refused.is_none() && !self.refused.iter().any(is_its) {
+            return (
+                500,
+                json!(["Error from API", "there is no link"]).to_string(),
+            );
+        }
+        if link["refuse"] == true {
+            self.refused.extend(refused);
+        } else {
+            self.refused.retain(|other| !is_its(other));
+        }
+        self.links.retain(|other| !is_its(other));
+        (204, String::new())
+    }
+}
+
+/// The GID of each device, which is nobody's business.
+const GID: &str = "5a5a5a5a-0000-4000-8000-000000000000";
 
 fn no_vm() -> String {
     json!([

@@ -3,11 +3,12 @@
 
 use super::Suite;
 use super::cloud_hypervisor::wait_for_device;
-use super::life::works;
+use super::life::{ends_soon, falls_back_to_peer, start_endless, works};
 use crate::guest::{Guest, Mode, Running};
 use crate::lab::Lab;
-use crate::pair::Pair;
+use crate::pair::{From, LINK_TIME, Pair};
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -21,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) fn add(suite: &mut Suite) {
     suite.add_for_cloud_hypervisor("host::devices_by_policy", |fixture| {
         fixture.without_pair(devices_by_policy)
+    });
+    suite.add_for_cloud_hypervisor("host::links_are_listed_and_dropped", |fixture| {
+        fixture.without_pair(links_are_listed_and_dropped)
     });
 }
 
@@ -70,6 +74,32 @@ impl<'a> Host<'a> {
             .spawn();
         self.child = Some(child.context("cannot start ivsmc-host")?);
         Ok(())
+    }
+
+    /// What another command of the program's says.
+    fn run(&self, words: &[&str]) -> Result<String> {
+        let output = Command::new(self.lab.host_tool())
+            .args(words)
+            .arg("--policy")
+            .arg(&self.policy)
+            .arg("--run-dir")
+            .arg(&self.run_folder)
+            .stdin(Stdio::null())
+            .output()?;
+        ensure!(output.status.success(), "{words:?}: {output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// What `list` says of the VM of a guest. (Guests of earlier tests have left sockets.)
+    fn vm(&self, guest: &str) -> Result<Value> {
+        let listing: Value = serde_json::from_str(&self.run(&["list", "--json"])?)?;
+        let mut vms = listing["vms"].as_array().into_iter().flatten();
+        let end = format!("-{guest}");
+        let is_its = |vm: &&Value| {
+            let name = vm["name"].as_str().unwrap_or_default();
+            vm["attached"] == true && name.ends_with(&end)
+        };
+        vms.find(is_its).cloned().context(format!("{listing}"))
     }
 
     fn kill(&mut self) -> Result<()> {
@@ -132,6 +162,67 @@ fn devices_by_policy(lab: &Lab) -> Result<()> {
     }
     pair.check_health()?;
     c.check_health()
+}
+
+/// How long to look whether a link comes up that must not: tries are a second apart at most.
+const TRIES: Duration = Duration::from_secs(5);
+
+/// The link of two VMs is listed by both, and ends when it is dropped, with the connection over it. New connections are TCP
+/// until the peer is allowed again.
+fn links_are_listed_and_dropped(lab: &Lab) -> Result<()> {
+    let guest = |name, host| Guest::new(name, host).mode(Mode::Off);
+    let (a, b) = (guest("a", 2), guest("b", 3));
+    let host = Host::start(lab)?;
+    let booting = [&a, &b].map(|guest| guest.start_by_api(lab));
+    let [a, b] = booting.map(|booting| booting?.ready());
+    let mut pair = Pair::unlinked(a?, b?);
+    for guest in [&mut pair.a, &mut pair.b] {
+        has_its_device(guest, &host, "blue")?;
+    }
+    let result = list_and_drop(&mut pair, &host).and_then(|()| pair.check_health());
+    result.map_err(|error| pair.explain(error))
+}
+
+fn list_and_drop(pair: &mut Pair, host: &Host) -> Result<()> {
+    works(pair)?;
+    let (a, b) = (host.vm("a")?, host.vm("b")?);
+    let names = [&a, &b].map(|vm| vm["name"].as_str().unwrap_or_default());
+    for (vm, peer) in [(&a, names[1]), (&b, names[0])] {
+        let links = vm["links"].as_array().map(Vec::as_slice);
+        let [link] = links.unwrap_or_default() else {
+            anyhow::bail!("not one link: {vm}");
+        };
+        ensure!(
+            link["state"] == "up" && link["claimed"] == true && link["vm"] == peer,
+            "{vm}"
+        );
+    }
+    println!("{}", host.run(&["list"])?);
+    let id = start_endless(pair, From::B)?;
+    println!("{}", host.run(&["drop", names[0], names[1]])?);
+    ends_soon(pair, From::B, id)?;
+    for guest in [&mut pair.a, &mut pair.b] {
+        guest.wait_for_links(0, LINK_TIME)?;
+        guest.wait_for_no_buffers(LINK_TIME)?;
+    }
+    std::thread::sleep(TRIES);
+    for guest in [&mut pair.a, &mut pair.b] {
+        guest.wait_for_links(0, Duration::ZERO)?;
+    }
+    falls_back_to_peer(pair, "")?;
+    println!("{}", host.run(&["list"])?);
+    let (a, b) = (host.vm("a")?, host.vm("b")?);
+    ensure!(
+        a["links"] == serde_json::json!([]) && a["refused"][0]["vm"] == names[1],
+        "{a}"
+    );
+    ensure!(b["links"] == serde_json::json!([]), "{b}");
+    println!("{}", host.run(&["allow", names[0], names[1]])?);
+    works(pair)?;
+    let a = host.vm("a")?;
+    ensure!(a["refused"] == serde_json::json!([]), "{a}");
+    ensure!(a["links"][0]["state"] == "up", "{a}");
+    Ok(())
 }
 
 /// Waits until a guest has one device, that of this fabric, and loads its driver.

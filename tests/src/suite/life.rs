@@ -68,7 +68,7 @@ fn driver_is_unloaded_and_loaded(pair: &mut Pair) -> Result<()> {
 }
 
 /// Connections from A to B work over TCP, and `ivsmc-guest status` says why in words with `reason` in them.
-fn falls_back_to_peer(pair: &mut Pair, reason: &str) -> Result<()> {
+pub(super) fn falls_back_to_peer(pair: &mut Pair, reason: &str) -> Result<()> {
     let address = format!("{}:{SMC_PORT}", pair.b.address());
     falls_back(pair, &address, reason)
 }

@@ -7,6 +7,7 @@
 //! ends is *let go* until all of it is out of the guest, and *down* only then.
 
 use std::io;
+use std::path::Path;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -42,6 +43,18 @@ impl Device {
     /// Gives a reserved place back.
     pub(crate) fn cancel(&self, link: usize) {
         self.registers().links.on(link, Input::Cancel);
+    }
+
+    /// The peers whose links are to end.
+    pub(crate) fn take_dropped(&self) -> Vec<Gid> {
+        self.registers().links.take_dropped()
+    }
+
+    /// A device of this GID has answered at this socket.
+    pub(crate) fn found_at(&self, gid: Gid, path: &Path) {
+        self.registers()
+            .links
+            .found_at(gid, &path.to_string_lossy());
     }
 
     /// Fresh eventfds for a link's vectors, so that the peer of an earlier one has nothing to do with them.

@@ -36,7 +36,7 @@ use crate::guest::link::LinkTable;
 use crate::guest::registers::{self, Registers};
 use crate::guest::wiring::{Remains, WiringError};
 use crate::guest::wirings::Wirings;
-use crate::{BarMemory, Config, Counters, Event, Fabric, Gid, Host};
+use crate::{BarMemory, Config, Counters, Event, Fabric, Gid, Host, Links, NoSuchPeer};
 use listening::Listening;
 
 /// An ivsmc device, for the VMM to call from any thread. Its links come and go by themselves, on the
@@ -301,6 +301,36 @@ impl Device {
             links,
             ..*lock(&self.counters)
         }
+    }
+
+    /// The device's links, and the peers that get none. It waits for nothing but other calls that look at registers: not
+    /// for the fabric's thread, the [`Host`] or a peer.
+    pub fn links(&self) -> Links {
+        let doorbells_trapped = lock(&self.counters).doorbells_trapped;
+        let registers = self.registers();
+        Links {
+            gid: self.gid,
+            path: self.config.path.to_string_lossy().into(),
+            doorbells_trapped,
+            links: registers.links.info(),
+            refused: registers.links.refused(),
+        }
+    }
+
+    /// Ends the link to `peer`, as if the peer had ended it: if the guest has claimed the window, the connections on it
+    /// are reset. If `refuse`, the peer (the device with this GID) gets no other link from now on. Otherwise it may have one
+    /// at once, also if it was refused before: so this is also how a peer is allowed again.
+    ///
+    /// It returns before the link has ended, which is a matter of the fabric's thread, and waits for no more than
+    /// [`links`](Self::links) does. That a peer is refused lasts as long as the device; it is not in its
+    /// [state](Self::state), as a restored device is another one.
+    ///
+    /// # Errors
+    /// There is no link to this peer, nor is it refused.
+    pub fn drop_link(&self, peer: Gid, refuse: bool) -> Result<(), NoSuchPeer> {
+        self.registers().links.drop_peer(peer, refuse)?;
+        self.wake_fabric();
+        Ok(())
     }
 
     /// Makes [`Fabric::run`] remove the socket's file, end all links and return. The VMM has to call it: the fabric keeps

@@ -3,7 +3,7 @@
 //! Whom the device joins, and when to try again. There is no I/O in here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::Gid;
@@ -123,6 +123,13 @@ impl Connectors {
 
     pub fn get_mut(&mut self, id: u64) -> Option<&mut Connector> {
         self.all.get_mut(&id)
+    }
+
+    /// Where this GID was the last time.
+    pub fn path_of(&self, gid: Gid) -> Option<&Path> {
+        let mut all = self.all.values();
+        let its = all.find(|each| each.gid == Some(gid))?;
+        Some(&its.path)
     }
 
     /// When the next one is due.

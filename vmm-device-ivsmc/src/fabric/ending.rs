@@ -25,6 +25,8 @@ pub enum Ending {
     TimedOut,
     /// The device closes, or was reset.
     Closing,
+    /// The device's user has dropped the link.
+    Dropped,
     /// Something failed here.
     Internal(String),
 }
@@ -35,6 +37,7 @@ impl Ending {
         match self {
             Ending::Left(_) => None,
             Ending::NoPlace(reason) => Some(*reason),
+            Ending::Dropped => Some(Bye::Busy),
             Ending::Crowded(_) => Some(Bye::Full),
             Ending::Refused(_) => Some(Bye::Refused),
             Ending::Protocol(_) => Some(Bye::Protocol),
@@ -59,6 +62,7 @@ impl Ending {
             Ending::Protocol(why) => (true, format!("the other end broke the protocol: {why}")),
             Ending::TimedOut => (true, "it did not become a link in time".into()),
             Ending::Closing => (false, "this end closes".into()),
+            Ending::Dropped => (false, "this end's user has dropped it".into()),
             Ending::Internal(why) => (true, why.clone()),
         }
     }

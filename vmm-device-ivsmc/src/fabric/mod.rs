@@ -239,7 +239,8 @@ impl Fabric {
         }
     }
 
-    /// The device stops, or is held no longer, or the guest has let go of windows, or the device was reset.
+    /// The device stops, or is held no longer, or the guest has let go of windows, or the device was reset, or links are
+    /// to end.
     fn woken(&mut self) {
         // It is nobody else's and does not block; an error says that it is empty.
         let _ = self.device.wake.read();
@@ -260,6 +261,20 @@ impl Fabric {
             .collect();
         for id in gone {
             self.end(id, &Ending::Closing);
+        }
+        let dropped = self.device.take_dropped();
+        let is_dropped = |each: &Connection| {
+            each.handshake
+                .peer()
+                .is_some_and(|gid| dropped.contains(&gid))
+        };
+        let all = self.connections.iter();
+        let ids: Vec<u64> = all
+            .filter(|(_, each)| is_dropped(each))
+            .map(|(&id, _)| id)
+            .collect();
+        for id in ids {
+            self.end(id, &Ending::Dropped);
         }
     }
 
@@ -351,13 +366,19 @@ impl Fabric {
             backoff: &mut self.backoff,
             now: Instant::now(),
         });
-        if let Some(gid) = connection.handshake.peer()
-            && let Some(id) = connection.connector
-            && let Some(connector) = self.connectors.get_mut(id)
-        {
-            connector.gid = Some(gid);
-            if !connection.is_waiting() {
-                connector.retry.delay = FIRST_RETRY;
+        if let Some(gid) = connection.handshake.peer() {
+            if let Some(id) = connection.connector {
+                if let Some(connector) = self.connectors.get_mut(id) {
+                    connector.gid = Some(gid);
+                    if !connection.is_waiting() {
+                        connector.retry.delay = FIRST_RETRY;
+                    }
+                    self.device.found_at(gid, &connector.path);
+                }
+            } else if !connection.is_waiting()
+                && let Some(path) = self.connectors.path_of(gid)
+            {
+                self.device.found_at(gid, path);
             }
         }
         if let Err(ending) = result {
@@ -412,7 +433,7 @@ impl Fabric {
                 log::info!("{}: link {link} to {peer} ends: {why}", device.name);
                 has_lost = true;
                 // What this end ended is not the peer's doing.
-                if !matches!(ending, Ending::Closing)
+                if !matches!(ending, Ending::Closing | Ending::Dropped)
                     && let (Some(user), Some(gid)) = (connection.user, connection.handshake.peer())
                 {
                     let stood = now.saturating_duration_since(since);

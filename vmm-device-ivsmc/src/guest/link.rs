@@ -2,24 +2,16 @@
 
 //! A link's life, and the table of them. There is no I/O in here.
 
+use std::collections::BTreeMap;
+use std::mem;
 use std::slice;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Gid;
 use crate::fabric::handshake::Terms;
 use crate::fabric::wire::Bye;
-
-/// What a link is at, as the guest reads it in the register State.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LinkState {
-    /// There is no peer.
-    Down,
-    /// Both ends have the window.
-    Up,
-    /// The peer is gone, and the guest still has the window.
-    Lost,
-}
+use crate::{Gid, LinkInfo, LinkState, NoSuchPeer, RefusedPeer};
 
 /// What a link is at, all told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,6 +74,10 @@ pub struct Link {
     generation: u32,
     /// The present peer, or the last one.
     peer: Option<Terms>,
+    /// That peer's socket, if it is known.
+    path: Option<String>,
+    /// When it came up.
+    since: Option<Instant>,
 }
 
 /// A link in a snapshot.
@@ -143,6 +139,8 @@ impl Link {
             (Life::Joining(gid), Input::Join(terms)) if terms.gid == gid => {
                 self.generation = self.generation.checked_add(1).unwrap_or(1);
                 self.peer = Some(terms);
+                self.path = None;
+                self.since = Some(Instant::now());
                 (Life::Up, Action::Announce)
             }
             (life, Input::Join(_)) => (life, Action::Refuse),
@@ -214,6 +212,10 @@ impl Link {
 #[derive(Clone, Debug)]
 pub struct LinkTable {
     links: Vec<Link>,
+    /// The peers that get no link, and their sockets.
+    refused: BTreeMap<Gid, Option<String>>,
+    /// Those whose links are to end.
+    dropped: Vec<Gid>,
 }
 
 impl LinkTable {
@@ -221,6 +223,8 @@ impl LinkTable {
     pub fn new(len: u16) -> Self {
         LinkTable {
             links: vec![Link::default(); usize::from(len)],
+            refused: BTreeMap::new(),
+            dropped: Vec::new(),
         }
     }
 
@@ -282,6 +286,9 @@ impl LinkTable {
     /// # Errors
     /// What to tell the peer if it can have none.
     pub fn reserve(&mut self, gid: Gid) -> Result<usize, Bye> {
+        if self.refused.contains_key(&gid) {
+            return Err(Bye::Busy);
+        }
         if self.is_joined(gid) {
             return Err(Bye::Duplicate);
         }
@@ -299,6 +306,60 @@ impl LinkTable {
         };
         self.links[index].on(Input::Reserve(gid));
         Ok(index)
+    }
+
+    /// The links to `gid` are to end, and it is refused from now on, or not any more.
+    ///
+    /// # Errors
+    /// There is no link to it, nor about to be one, and it is not refused.
+    pub fn drop_peer(&mut self, gid: Gid, is_refused: bool) -> Result<(), NoSuchPeer> {
+        let mut its = self
+            .links
+            .iter()
+            .filter(|link| link.peer().is_some() && link.had(gid));
+        let has_link = its.clone().next().is_some() || self.is_joined(gid);
+        if !has_link && !self.refused.contains_key(&gid) {
+            return Err(NoSuchPeer(gid));
+        }
+        if has_link {
+            self.dropped.push(gid);
+        }
+        if is_refused {
+            let path = its.find_map(|link| link.path.clone());
+            self.refused.entry(gid).or_insert(path);
+        } else {
+            self.refused.remove(&gid);
+        }
+        Ok(())
+    }
+
+    /// Those whose links are to end, since the last call.
+    pub fn take_dropped(&mut self) -> Vec<Gid> {
+        mem::take(&mut self.dropped)
+    }
+
+    /// `gid` has answered at this socket. What is known of a link stays.
+    pub fn found_at(&mut self, gid: Gid, path: &str) {
+        for link in &mut self.links {
+            if link.state() == LinkState::Up && link.had(gid) && link.path.is_none() {
+                link.path = Some(path.into());
+            }
+        }
+    }
+
+    /// The links that are not down.
+    pub fn info(&self) -> Vec<LinkInfo> {
+        let links = self.links.iter().enumerate();
+        links.filter_map(|(link, each)| each.info(link)).collect()
+    }
+
+    /// The peers that get no link.
+    pub fn refused(&self) -> Vec<RefusedPeer> {
+        let refused = self.refused.iter().map(|(&peer, path)| RefusedPeer {
+            peer,
+            path: path.clone(),
+        });
+        refused.collect()
     }
 
     /// Something happens to link number `index`.
@@ -322,6 +383,25 @@ impl LinkTable {
 }
 
 impl Link {
+    /// What there is to tell of it as link number `link`, if it is not down.
+    fn info(&self, link: usize) -> Option<LinkInfo> {
+        let peer = self.peer()?;
+        let state = self.state();
+        let since = self.since.filter(|_| state == LinkState::Up);
+        Some(LinkInfo {
+            link,
+            state,
+            peer: peer.gid,
+            path: self.path.clone(),
+            side: peer.side,
+            size: 1 << peer.window_shift,
+            vectors: peer.vectors,
+            generation: self.generation,
+            claimed: self.claim() != 0,
+            up_seconds: since.map(|since| since.elapsed().as_secs()),
+        })
+    }
+
     /// Whether this was the last peer.
     fn had(&self, gid: Gid) -> bool {
         self.peer.is_some_and(|peer| peer.gid == gid)
@@ -352,6 +432,7 @@ mod tests {
             life,
             generation: 5,
             peer: Some(peer(1)),
+            ..Link::default()
         }
     }
 

@@ -2,8 +2,8 @@
 
 //! BAR0: ivshmem's registers, ivsmc's on top, the link table and the doorbells, as docs/device.md has them.
 
-use crate::Gid;
-use crate::guest::link::{Action, Input, LinkState, LinkTable};
+use crate::guest::link::{Action, Input, LinkTable};
+use crate::{Gid, LinkState};
 
 /// Size of BAR0 in bytes.
 pub const SIZE: u64 = 0x4000;

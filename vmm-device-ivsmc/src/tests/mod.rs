@@ -5,6 +5,7 @@
 mod byes;
 mod closing;
 mod device;
+mod drops;
 mod embedding;
 mod faults;
 mod folders;

@@ -11,7 +11,7 @@ use crate::process;
 use tempfile::TempDir;
 
 /// The most lines that the patches may insert, all together.
-const MOST_LINES: usize = 600;
+const MOST_LINES: usize = 950;
 
 /// A repository like ours and a checkout like a user's.
 struct Setup {

@@ -22,11 +22,12 @@ use std::{io, panic, result, thread};
 use log::{error, info};
 use pci::{MSIX_CONFIG_ID, MaybeMutInterruptSourceGroup, MsixConfig, PciBdf, PciDevice};
 use seccompiler::apply_filter;
+use serde::Serialize;
 use thiserror::Error;
 use vm_device::interrupt::MsiIrqGroupConfig;
 use vm_device::{BusDeviceSync, Resource};
 use vm_migration::{MigratableError, Snapshot, snapshot_from_id, state_from_id};
-use vmm_device_ivsmc::{Device, DeviceState};
+use vmm_device_ivsmc::{Device, DeviceState, Gid, Links, NoSuchPeer};
 
 pub use self::config::IvsmcConfig;
 pub(super) use self::device::IvsmcDevice;
@@ -50,6 +51,9 @@ pub enum IvsmcError {
     /// No MSI-X for it.
     #[error("Cannot make MSI-X of an ivsmc device")]
     Msix(#[source] anyhow::Error),
+    /// No link to drop.
+    #[error(transparent)]
+    NoSuchPeer(#[from] NoSuchPeer),
     /// A BAR cannot be where it is to be.
     #[error("Cannot place the BARs of an ivsmc device")]
     PlaceBars(#[source] io::Error),
@@ -62,6 +66,14 @@ pub enum IvsmcError {
     /// The device's thread cannot be started.
     #[error("Cannot start the thread of an ivsmc device")]
     SpawnThread(#[source] io::Error),
+}
+
+/// A device and its links, as `vm.ivsmc-links` has them.
+#[derive(Clone, Debug, Serialize)]
+pub struct IvsmcLinks {
+    id: String,
+    #[serde(flatten)]
+    links: Links,
 }
 
 impl DeviceManager {
@@ -262,6 +274,30 @@ impl DeviceManager {
         }
         // A vCPU that moves a BAR takes the tree's lock while it holds the device's: not both here.
         devices
+    }
+
+    /// The devices' links.
+    pub fn ivsmc_links(&self) -> Vec<IvsmcLinks> {
+        let devices = self.ivsmc_devices().into_iter();
+        let mut all: Vec<_> = devices
+            .map(|(id, device)| IvsmcLinks {
+                id,
+                links: device.lock().unwrap().links(),
+            })
+            .collect();
+        all.sort_by(|one, other| one.id.cmp(&other.id));
+        all
+    }
+
+    /// Ends the link of a device to this peer, which gets no other one if it is to be refused.
+    pub fn drop_ivsmc_link(&self, id: &str, peer: Gid, refuse: bool) -> DeviceManagerResult<()> {
+        let devices = self.ivsmc_devices();
+        let (_, device) = devices
+            .iter()
+            .find(|(other, _)| other == id)
+            .ok_or_else(|| DeviceManagerError::UnknownDeviceId(id.to_owned()))?;
+        let dropped = device.lock().unwrap().drop_link(peer, refuse);
+        dropped.map_err(|e| DeviceManagerError::Ivsmc(e.into()))
     }
 
     /// Adds the devices' counters to those of other devices.

@@ -23,7 +23,7 @@ use vm_memory::{Address, GuestAddress};
 use vm_migration::{
     Migratable, MigratableError, Pausable, Snapshot, Snapshottable, Transportable, state_from_id,
 };
-use vmm_device_ivsmc::Device;
+use vmm_device_ivsmc::{Device, Gid, Links, NoSuchPeer};
 
 use super::memory::DeviceMemory;
 
@@ -112,6 +112,15 @@ impl IvsmcDevice {
     pub fn counters(&self) -> HashMap<&'static str, Wrapping<u64>> {
         let named = self.device.counters().named();
         named.map(|(name, count)| (name, Wrapping(count))).into()
+    }
+
+    pub fn links(&self) -> Links {
+        self.device.links()
+    }
+
+    /// See [`Device::drop_link`].
+    pub fn drop_link(&self, peer: Gid, refuse: bool) -> result::Result<(), NoSuchPeer> {
+        self.device.drop_link(peer, refuse)
     }
 
     /// Tells the device where its BARs are, once they are allocated.
