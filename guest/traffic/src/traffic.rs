@@ -141,8 +141,8 @@ impl Target {
     }
 
     /// Fails with the error of a connection that is about to end: when a link group ends, its
-    /// connections have no buffers for SMC's diagnosis before they are ended, one by one. The
-    /// server sends nothing until it is asked.
+    /// connections have no buffers or no mode for SMC's diagnosis before they are ended, one by
+    /// one. The server sends nothing until it is asked.
     fn outlives_its_link_group(&self, mut stream: &TcpStream) -> io::Result<()> {
         if let Some(error) = stream.take_error()? {
             return Err(error);
@@ -192,7 +192,10 @@ impl Target {
                     report.fallbacks = 1;
                     report.reason = here.reason;
                 }
-                mode => return Err(format!("the connection is in mode {mode}").into()),
+                mode => {
+                    self.outlives_its_link_group(stream)?;
+                    return Err(format!("the connection is in mode {mode}").into());
+                }
             }
         }
         match self.expect {
