@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `ivsmc-host attach` beside VMs that know nothing of it. What it makes of VMMs that are no good is tested in host/tests.
 
+mod kata;
+
 use super::Suite;
 use super::cloud_hypervisor::wait_for_device;
 use super::life::works;
@@ -22,6 +24,7 @@ pub(super) fn add(suite: &mut Suite) {
     suite.add_for_cloud_hypervisor("host::devices_by_policy", |fixture| {
         fixture.without_pair(devices_by_policy)
     });
+    kata::add(suite);
 }
 
 /// A running `ivsmc-host attach`; dropping it kills it.
@@ -34,17 +37,20 @@ struct Host<'a> {
 
 impl<'a> Host<'a> {
     fn start(lab: &'a Lab) -> Result<Self> {
+        let policy = format!(
+            "sockets = ['{}/*.api']\n\
+             [[fabric]]\nname = 'blue'\nvms = ['*-a', '*-b']\n\
+             [[fabric]]\nname = 'red'\nvms = ['*-c']\n",
+            lab.run_folder().display()
+        );
+        Host::with_policy(lab, &policy)
+    }
+
+    /// Starts it with this policy.
+    fn with_policy(lab: &'a Lab, text: &str) -> Result<Self> {
         let sockets = lab.run_folder();
         let policy = sockets.join("host.toml");
-        std::fs::write(
-            &policy,
-            format!(
-                "sockets = ['{}/*.api']\n\
-                 [[fabric]]\nname = 'blue'\nvms = ['*-a', '*-b']\n\
-                 [[fabric]]\nname = 'red'\nvms = ['*-c']\n",
-                sockets.display()
-            ),
-        )?;
+        std::fs::write(&policy, text)?;
         let mut host = Host {
             lab,
             policy,
@@ -70,6 +76,11 @@ impl<'a> Host<'a> {
             .spawn();
         self.child = Some(child.context("cannot start ivsmc-host")?);
         Ok(())
+    }
+
+    /// The folder of a fabric.
+    fn fabric(&self, name: &str) -> PathBuf {
+        self.run_folder.join(name)
     }
 
     fn kill(&mut self) -> Result<()> {
@@ -136,7 +147,7 @@ fn devices_by_policy(lab: &Lab) -> Result<()> {
 
 /// Waits until a guest has one device, that of this fabric, and loads its driver.
 fn has_its_device(guest: &mut Running, host: &Host, fabric: &str) -> Result<()> {
-    let folder = host.run_folder.join(fabric);
+    let folder = host.fabric(fabric);
     let start = Instant::now();
     loop {
         let info = guest.vmm().api()?.get("vm.info")?;
