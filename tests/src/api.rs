@@ -95,19 +95,27 @@ impl Api {
             stream.set_write_timeout(Some(TIMEOUT))?;
             exchange(stream, &request, body)
         });
-        match answered {
-            Ok((200..=299, text)) if text.is_empty() => Ok(Value::Null),
-            Ok((200..=299, text)) => serde_json::from_slice(&text).map_err(|error| Error::Io {
-                request,
-                source: error.into(),
-            }),
-            Ok((status, text)) => Err(Error::Refused {
-                request,
-                status,
-                text: words(&text),
-            }),
-            Err(source) => Err(Error::Io { request, source }),
-        }
+        outcome(request, answered)
+    }
+}
+
+/// What came of a request that was answered with a status and a body, or not at all.
+pub(crate) fn outcome(
+    request: String,
+    answered: io::Result<(u16, Vec<u8>)>,
+) -> Result<Value, Error> {
+    match answered {
+        Ok((200..=299, text)) if text.is_empty() => Ok(Value::Null),
+        Ok((200..=299, text)) => serde_json::from_slice(&text).map_err(|error| Error::Io {
+            request,
+            source: error.into(),
+        }),
+        Ok((status, text)) => Err(Error::Refused {
+            request,
+            status,
+            text: words(&text),
+        }),
+        Err(source) => Err(Error::Io { request, source }),
     }
 }
 
@@ -125,16 +133,26 @@ fn exchange(
     request: &str,
     body: Option<&Value>,
 ) -> io::Result<(u16, Vec<u8>)> {
-    let body = body.map_or_else(String::new, Value::to_string);
     let mut stream = BufReader::new(stream);
+    let (head, body) = written(request, body);
+    stream.get_mut().write_all((head + &body).as_bytes())?;
+    stream.get_mut().flush()?;
+    answer(stream)
+}
+
+/// The head and the body of a request.
+pub(crate) fn written(request: &str, body: Option<&Value>) -> (String, String) {
+    let body = body.map_or_else(String::new, Value::to_string);
     let head = format!(
         "{request} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\nContent-Type: application/json\r\n\
          Content-Length: {}\r\n\r\n",
         body.len()
     );
-    stream.get_mut().write_all((head + &body).as_bytes())?;
-    stream.get_mut().flush()?;
+    (head, body)
+}
 
+/// Reads an answer: its status and body.
+pub(crate) fn answer(mut stream: impl BufRead) -> io::Result<(u16, Vec<u8>)> {
     let mut line = || -> io::Result<String> {
         let mut line = String::new();
         if stream.by_ref().take(8192).read_line(&mut line)? == 0 {

@@ -208,6 +208,15 @@ impl Guest {
         })
     }
 
+    /// It, as it boots in this VMM.
+    pub(crate) fn booting<'a>(&self, lab: &'a Lab, vmm: Vmm) -> Booting<'a> {
+        Booting {
+            lab,
+            guest: self.clone(),
+            vmm,
+        }
+    }
+
     /// Starts it and waits until it can be used.
     pub fn boot(&self, lab: &Lab) -> Result<Running> {
         self.start(lab)?.ready()

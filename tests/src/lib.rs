@@ -7,6 +7,7 @@
 //! | [`network`] | a bridge and taps |
 //! | [`vmm`] | a VMM: its start, its end |
 //! | [`api`] | Cloud Hypervisor's REST API |
+//! | [`kata`] | the calls of that API that Kata Containers' runtimes make |
 //! | [`process`] | what a process has and does |
 //! | [`intruder`] | what a client of a device's socket sends that does not behave |
 //! | [`attack`] | a hostile peer VMM: a process of its own |
@@ -38,6 +39,7 @@ pub mod guest;
 pub mod hostile;
 pub mod hostile_vmm;
 pub mod intruder;
+pub mod kata;
 pub mod lab;
 pub mod measure;
 pub mod mesh;

@@ -3,7 +3,7 @@
 //!
 //! By ioctl, because the lab VM has no tool for it.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -57,6 +57,14 @@ impl Network {
         if interface_index(name).is_ok() {
             return Ok(());
         }
+        let tun = self.open_tap(name)?;
+        // SAFETY: TUNSETPERSIST takes a number.
+        checked(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST as _, 1) })?;
+        self.add_port(name)
+    }
+
+    /// Opens the tap `name`, for a VMM that is handed it.
+    pub fn open_tap(&self, name: &str) -> io::Result<File> {
         let tun = OpenOptions::new()
             .read(true)
             .write(true)
@@ -68,9 +76,7 @@ impl Network {
         // SAFETY: the request is alive during the call, and of the kind that TUNSETIFF wants.
         checked(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) })
             .map_err(named("a tap"))?;
-        // SAFETY: TUNSETPERSIST takes a number.
-        checked(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST as _, 1) })?;
-        self.add_port(name)
+        Ok(tun)
     }
 
     fn add_port(&self, name: &str) -> io::Result<()> {

@@ -61,8 +61,8 @@ impl Vmm {
         Ok(vmm)
     }
 
-    /// Starts a Cloud Hypervisor that is told all by its API, in the order in which Kata Containers' runtimes do it: the VM
-    /// is made, gets its network card, and boots.
+    /// Starts a Cloud Hypervisor that is told all by its API: the VM is made, gets its network card, and boots. What Kata
+    /// Containers' runtimes do in full is in [`kata`](crate::kata).
     pub fn start_by_api(lab: &Lab, guest: &Guest) -> Result<Self> {
         let folder = lab.log_folder(guest.name())?;
         let tap = make_tap(lab, guest)?;
@@ -159,15 +159,38 @@ impl Vmm {
         Vmm::spawn(lab, command, folder, other.serial.clone())
     }
 
-    fn spawn(lab: &Lab, mut command: Command, folder: PathBuf, serial: PathBuf) -> Result<Self> {
+    /// Starts a Cloud Hypervisor that has its API socket at this path, and no VM.
+    pub(crate) fn without_vm(lab: &Lab, guest: &Guest, socket: &Path) -> Result<Self> {
+        let folder = lab.log_folder(guest.name())?;
+        let serial = folder.join("serial.log");
+        Vmm::spawn_at(
+            lab,
+            Command::new(lab.program()),
+            folder,
+            serial,
+            socket.into(),
+        )
+    }
+
+    fn spawn(lab: &Lab, command: Command, folder: PathBuf, serial: PathBuf) -> Result<Self> {
+        // Sockets need a short path, and a file system that has them.
+        let name = folder.file_name().context("a folder without a name")?;
+        let socket = lab.run_folder().join(name).with_extension("api");
+        Vmm::spawn_at(lab, command, folder, serial, socket)
+    }
+
+    fn spawn_at(
+        lab: &Lab,
+        mut command: Command,
+        folder: PathBuf,
+        serial: PathBuf,
+        socket: PathBuf,
+    ) -> Result<Self> {
         if lab.vmm != VmmKind::Qemu {
             // Links that come and go are in the log.
             command.arg("-v");
         }
         let api = if lab.vmm == VmmKind::CloudHypervisor {
-            // Sockets need a short path, and a file system that has them.
-            let name = folder.file_name().context("a folder without a name")?;
-            let socket = lab.run_folder().join(name).with_extension("api");
             command
                 .arg("--api-socket")
                 .arg(prefixed("path=", &socket))
@@ -382,6 +405,11 @@ impl Vmm {
         text
     }
 
+    /// What the guest writes to its serial port.
+    pub(crate) fn serial(&self) -> &Path {
+        &self.serial
+    }
+
     /// The folder with the logs.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -396,7 +424,7 @@ impl Drop for Vmm {
 }
 
 /// The guest's kernel command line.
-fn command_line(lab: &Lab, guest: &Guest) -> String {
+pub(crate) fn command_line(lab: &Lab, guest: &Guest) -> String {
     // An uninterrupted boot writes little; what the kernel's checks report is to be seen.
     // One that hangs says where when it is asked to with an NMI.
     let mut line = String::from("console=ttyS0 panic=10 loglevel=5 unknown_nmi_panic");
@@ -423,7 +451,7 @@ fn command_line(lab: &Lab, guest: &Guest) -> String {
 }
 
 /// Makes a guest's tap; gives its name.
-fn make_tap(lab: &Lab, guest: &Guest) -> Result<String> {
+pub(crate) fn make_tap(lab: &Lab, guest: &Guest) -> Result<String> {
     let tap = format!("iv-{}", guest.name());
     let made = lab.network.tap(&tap);
     made.with_context(|| format!("tap {tap}"))?;

@@ -235,6 +235,36 @@ mod tests {
         );
     }
 
+    /// The fragments for Kata's kernel have what the guests here have for SMC-D, and nothing that these do not have.
+    #[test]
+    fn what_kata_s_kernel_gets_is_what_guests_have() {
+        let guests = include_str!("../../guest/kernel/guest.config");
+        let kata = [
+            include_str!("../../host/kata/kernel/ivsmc.conf"),
+            include_str!("../../host/kata/kernel/ivsmc-connections.conf"),
+        ];
+        let kata: Vec<_> = kata.into_iter().flat_map(options).collect();
+        let ours: Vec<_> = options(guests).collect();
+        for option in &kata {
+            assert!(ours.contains(option), "{option} is not tested here");
+        }
+        // Kata's programs use InfiniBand; tests of the driver are built for tests.
+        let not_kata_s = ["CONFIG_INFINIBAND_USER_ACCESS=n", "CONFIG_KUNIT=m"];
+        let parts = guests.split("\n# --- ").filter(|part| {
+            ["SMC-D", "`ivsmc-guest enable`", "ivpci"]
+                .iter()
+                .any(|title| part.starts_with(title))
+        });
+        let parts: Vec<_> = parts.collect();
+        assert_eq!(parts.len(), 3);
+        for option in parts.into_iter().flat_map(options) {
+            assert!(
+                kata.contains(&option) || not_kata_s.contains(&option),
+                "host/kata/kernel lacks {option}"
+            );
+        }
+    }
+
     #[test]
     fn options_without_effect_are_found() {
         let configured = "CONFIG_A=y\nCONFIG_AB=m\n# CONFIG_C is not set\nCONFIG_SYSCTL=y\n";

@@ -57,7 +57,7 @@ fn sockets(guest: &mut Running, started: &str) -> Result<Vec<Opened>> {
 }
 
 /// Whether TCP sockets of a program that is started like this are SMC sockets.
-fn is_smc(guest: &mut Running, started: &str) -> Result<bool> {
+pub(super) fn is_smc(guest: &mut Running, started: &str) -> Result<bool> {
     let opened = sockets(guest, started)?;
     let plain = opened.iter().find(|it| it.protocol == 0).context("none")?;
     Ok(plain.got == IPPROTO_SMC)
@@ -251,13 +251,23 @@ fn connections(pair: &mut Pair) -> Result<()> {
 
 /// Whether a connection of two programs is SMC-D's.
 fn is_smcd(pair: &mut Pair, from: From) -> Result<bool> {
+    is_smcd_after(pair, from, "")
+}
+
+/// The same of two programs that are started by a shell, after it has done this.
+pub(super) fn is_smcd_after(pair: &mut Pair, from: From, first: &str) -> Result<bool> {
     let (client, server) = match from {
         From::A => (&mut pair.a, &mut pair.b),
         From::B => (&mut pair.b, &mut pair.a),
     };
-    let listen = Command::shell(&format!("sleep 1000 | busybox nc -ll -p {PORT} -e cat"));
+    let listen = Command::shell(&format!(
+        "{first} sleep 1000 | busybox nc -ll -p {PORT} -e cat"
+    ));
     let listening = server.start_server(&listen, PORT)?;
-    let connect = format!("sleep 1000 | busybox nc {} {PORT}", server.address());
+    let connect = format!(
+        "{first} sleep 1000 | busybox nc {} {PORT}",
+        server.address()
+    );
     let connecting = client.agent().spawn(&Command::shell(&connect))?;
     let mut found = None;
     let result = client.wait_until(PATIENCE, |guest| {

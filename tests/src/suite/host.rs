@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `ivsmc-host attach` beside VMs that know nothing of it. What it makes of VMMs that are no good is tested in host/tests.
 
+mod kata;
+
 use super::Suite;
 use super::cloud_hypervisor::wait_for_device;
 use super::life::{ends_soon, falls_back_to_peer, start_endless, works};
@@ -26,6 +28,7 @@ pub(super) fn add(suite: &mut Suite) {
     suite.add_for_cloud_hypervisor("host::links_are_listed_and_dropped", |fixture| {
         fixture.without_pair(links_are_listed_and_dropped)
     });
+    kata::add(suite);
 }
 
 /// A running `ivsmc-host attach`; dropping it kills it.
@@ -38,17 +41,20 @@ struct Host<'a> {
 
 impl<'a> Host<'a> {
     fn start(lab: &'a Lab) -> Result<Self> {
+        let policy = format!(
+            "sockets = ['{}/*.api']\n\
+             [[fabric]]\nname = 'blue'\nvms = ['*-a', '*-b']\n\
+             [[fabric]]\nname = 'red'\nvms = ['*-c']\n",
+            lab.run_folder().display()
+        );
+        Host::with_policy(lab, &policy)
+    }
+
+    /// Starts it with this policy.
+    fn with_policy(lab: &'a Lab, text: &str) -> Result<Self> {
         let sockets = lab.run_folder();
         let policy = sockets.join("host.toml");
-        std::fs::write(
-            &policy,
-            format!(
-                "sockets = ['{}/*.api']\n\
-                 [[fabric]]\nname = 'blue'\nvms = ['*-a', '*-b']\n\
-                 [[fabric]]\nname = 'red'\nvms = ['*-c']\n",
-                sockets.display()
-            ),
-        )?;
+        std::fs::write(&policy, text)?;
         let mut host = Host {
             lab,
             policy,
@@ -100,6 +106,11 @@ impl<'a> Host<'a> {
             vm["attached"] == true && name.ends_with(&end)
         };
         vms.find(is_its).cloned().context(format!("{listing}"))
+    }
+
+    /// The folder of a fabric.
+    fn fabric(&self, name: &str) -> PathBuf {
+        self.run_folder.join(name)
     }
 
     fn kill(&mut self) -> Result<()> {
@@ -227,7 +238,7 @@ fn list_and_drop(pair: &mut Pair, host: &Host) -> Result<()> {
 
 /// Waits until a guest has one device, that of this fabric, and loads its driver.
 fn has_its_device(guest: &mut Running, host: &Host, fabric: &str) -> Result<()> {
-    let folder = host.run_folder.join(fabric);
+    let folder = host.fabric(fabric);
     let start = Instant::now();
     loop {
         let info = guest.vmm().api()?.get("vm.info")?;

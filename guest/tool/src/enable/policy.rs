@@ -332,6 +332,13 @@ mod tests {
     }
 
     #[test]
+    fn the_policy_for_kata_is_one() {
+        let file = "../../host/kata/guest/enable.toml";
+        let policy = Policy::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap();
+        assert_eq!(policy.to_string(), "default, k8s.io, kubepods*");
+    }
+
+    #[test]
     fn a_file_that_cannot_be_read_is_named() {
         let missing = Policy::read(Path::new("/nonexistent/enable.toml")).unwrap_err();
         assert!(missing.to_string().contains("/nonexistent/enable.toml"));
