@@ -338,6 +338,12 @@ impl Running {
         serde_json::from_str(&text).with_context(|| format!("status: {text}"))
     }
 
+    /// What `ivsmc-guest status --all` says, which is of containers too.
+    pub fn status_everywhere(&mut self) -> Result<Status> {
+        let text = self.shell("ivsmc-guest status --all --json")?;
+        serde_json::from_str(&text).with_context(|| format!("status: {text}"))
+    }
+
     /// ivpci's counters.
     pub fn counters(&mut self) -> Result<BTreeMap<String, u64>> {
         counters(&self.shell("cat /sys/kernel/debug/ivpci/*/counters")?)

@@ -88,6 +88,12 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Make and end containers one after the other: all that they had is given back; `cargo xtask containers --many COUNT`
+    /// brings what that needs
+    Containers {
+        /// How many
+        count: u32,
+    },
     /// Run a line of shell in both of two guests, one after the other, and print what it writes
     Shell {
         /// The line
@@ -153,6 +159,9 @@ fn run(command: Command) -> Result<ExitCode> {
                 "soak: {}",
                 soak::run(&Lab::from_environment()?, time, seed)?
             );
+        }
+        Command::Containers { count } => {
+            suite::containers::many(&Lab::from_environment()?, count)?;
         }
         Command::Shell { line } => {
             let mut pair = Pair::boot(&Lab::from_environment()?)?;

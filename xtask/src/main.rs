@@ -3,7 +3,7 @@
 //!
 //! - [`setup`] prepares: [`prerequisites`] (packages), [`kernel_source`], [`kernel`], [`module`] (ivpci),
 //!   [`programs`] (everything in Rust), [`image`] (initramfs of guest and lab VM).
-//! - [`demo`], [`perf`], [`mod@test`], [`conformance`] and [`program_suite`] prepare, then [`run`] their runner where
+//! - [`demo`], [`perf`], [`mod@test`], [`conformance`], [`program_suite`] and [`container_suite`] prepare, then [`run`] their runner where
 //!   [`platform`] says: on this machine's KVM, or in the [`lab_vm`].
 //! - [`program_image`] makes what guests need to run programs of Debian's, which it gets by [`apt`].
 //! - [`patch_vmm`] brings the device into a checkout of Cloud Hypervisor, by [`diff`]s; [`kernel_patch`] changes Linux by them.
@@ -13,6 +13,7 @@
 mod apt;
 mod cache;
 mod conformance;
+mod container_suite;
 mod demo;
 mod diff;
 mod heartbeat;
@@ -68,6 +69,8 @@ enum Command {
     Conformance(conformance::Options),
     /// Run programs of Debian's over TCP and over SMC-D, check what they do, and print a table.
     Programs(program_suite::Options),
+    /// Run programs of Debian's in containers over TCP and over SMC-D, check what they do, and print a table.
+    Containers(container_suite::Options),
     /// For maintainers: write guest/linux-patches anew, after a change, with what is around each line in Debian's newest source.
     RecordLinux,
     /// Run the lab's runner by hand, with arguments of your own (`cargo xtask lab -- --help`).
@@ -87,6 +90,7 @@ fn main() -> ExitCode {
         Command::Perf(options) => perf::main(&options),
         Command::Conformance(options) => conformance::main(&options),
         Command::Programs(options) => program_suite::main(&options),
+        Command::Containers(options) => container_suite::main(&options),
         Command::RecordLinux => kernel_patch::main(),
         Command::Lab(options) => run::lab(&options),
         Command::PatchVmm(options) => patch_vmm::main(&options),

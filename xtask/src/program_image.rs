@@ -71,8 +71,18 @@ pub fn all(repository: &Path) -> Result<Vec<String>> {
 
 /// Makes what is not there yet of a program.
 pub fn build(cache: &Cache, repository: &Path, name: &str) -> Result<ProgramImage> {
+    build_in(cache, repository, FOLDER, name)
+}
+
+/// The same for one that is in another folder.
+pub fn build_in(
+    cache: &Cache,
+    repository: &Path,
+    folder: &str,
+    name: &str,
+) -> Result<ProgramImage> {
     let programs = repository.join(FOLDER);
-    let source = programs.join(name);
+    let source = repository.join(folder).join(name);
     ensure!(
         source.is_dir(),
         "there is no program {name}; there are {}",

@@ -41,9 +41,9 @@ const GROUPS: [&str; 14] = [
 /// Which programs of Debian's are run each time.
 const PROGRAMS: [&str; 3] = ["go", "nginx", "postgresql"];
 
-/// What is run by hand alone, with `--filter`: it takes long, and tests nothing but Linux.
+/// What is run by hand alone, by a command of its own: it takes long.
 #[cfg(test)]
-const BY_HAND: [&str; 1] = ["conformance::"];
+const BY_HAND: [&str; 2] = ["conformance::", "containers::"];
 
 /// What is run on mainline as well when the kernel was not chosen: that it works there.
 const ON_MAINLINE: &str = "traffic::";

@@ -4,6 +4,7 @@
 mod cloud_hypervisor;
 mod compatibility;
 mod conformance;
+pub mod containers;
 mod enable;
 mod faults;
 mod guest_life;
@@ -190,6 +191,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     guest_life::add(&mut suite);
     compatibility::add(&mut suite);
     conformance::add(&mut suite);
+    containers::add(&mut suite);
     enable::add(&mut suite);
     options::add(&mut suite);
     programs::add(&mut suite);

@@ -4,7 +4,7 @@
 //! A program is a folder in `tests/programs`, whose README says what its scripts do. They check what comes out, and tell what they
 //! measured. Here they are run, and it is made sure that all that they sent over SMC-D was sent that way.
 
-use super::Suite;
+use super::{Suite, containers};
 use crate::guest::{Guest, Running};
 use crate::lab::Lab;
 use crate::measure::{self, Transport, median};
@@ -17,15 +17,15 @@ use std::time::Duration;
 /// Where a guest has the program's root.
 const ROOT: &str = "/program";
 /// Where that has the scripts.
-const SCRIPTS: &str = "/test";
+pub(super) const SCRIPTS: &str = "/test";
 /// What both guests' roots, and what is made in them, has room in, in MiB.
 const MEMORY: u32 = 1024;
 /// How often everything is measured; the median counts.
-const ROUNDS: usize = 3;
+pub(super) const ROUNDS: usize = 3;
 /// How long what comes before a server may take, and all clients of a round.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub(super) const PATIENCE: Duration = Duration::from_secs(300);
 /// How long a server may take to end.
-const END_TIME: Duration = Duration::from_secs(60);
+pub(super) const END_TIME: Duration = Duration::from_secs(60);
 /// The first port of servers over TCP, and of those over SMC-D: a port is not free at once after use.
 const PORTS: [u16; 2] = [6000, 6100];
 /// What the network may carry beside the data of SMC-D's connections: of the agent's, and of each handshake's.
@@ -39,6 +39,9 @@ pub(super) fn add(suite: &mut Suite) {
     folders.sort_by_key(|folder| folder.file_name());
     for folder in folders {
         let name = folder.file_name().to_string_lossy().into_owned();
+        if name == containers::ENGINE {
+            continue;
+        }
         suite.add(format!("programs::{name}"), move |fixture| {
             fixture.without_pair(|lab| test(lab, &name, &folder.path()))
         });
@@ -65,14 +68,14 @@ fn test(lab: &Lab, name: &str, folder: &Path) -> Result<()> {
 }
 
 /// What a client has measured, each time.
-struct Figure {
-    what: String,
-    unit: String,
+pub(super) struct Figure {
+    pub(super) what: String,
+    pub(super) unit: String,
     values: Vec<f64>,
 }
 
 impl Figure {
-    fn median(&self) -> f64 {
+    pub(super) fn median(&self) -> f64 {
         median(&self.values)
     }
 
@@ -134,7 +137,7 @@ fn measured(lab: &Lab, pair: &mut Pair, folder: &Path) -> Result<Vec<String>> {
 }
 
 /// A number with its first three digits, or those before its point if these are more.
-fn three_digits(value: f64) -> String {
+pub(super) fn three_digits(value: f64) -> String {
     let decimals = match value {
         100.0.. => 0,
         10.0.. => 1,
@@ -153,7 +156,7 @@ fn rounds(pair: &mut Pair, transport: Transport, port: u16) -> Result<Vec<Figure
     let server = script("server");
     let id = pair.b.start_server(&server, port).context("server")?;
     let mut figures: Vec<Figure> = Vec::new();
-    for round in 0..ROUNDS {
+    for _ in 0..ROUNDS {
         let before = [Counts::of(&mut pair.a)?, Counts::of(&mut pair.b)?];
         let output = pair.a.check(&script("client"));
         let output = match output {
@@ -168,28 +171,44 @@ fn rounds(pair: &mut Pair, transport: Transport, port: u16) -> Result<Vec<Figure
         if transport.is_smc() {
             all_is_smcd(&before, &after)?;
         }
-        let told = told(&output)?;
-        if round == 0 {
-            figures = told;
-            continue;
-        }
-        ensure!(figures.len() == told.len(), "figures are missing: {output}");
-        for (figure, again) in figures.iter_mut().zip(told) {
-            figure.values.extend(again.values);
-        }
+        add_round(&mut figures, &output)?;
     }
-    pair.b.agent().kill(id, libc::SIGTERM)?;
-    if pair.b.agent().wait(id, END_TIME)?.is_none() {
-        pair.b.agent().kill(id, libc::SIGKILL)?;
-        pair.b.agent().wait(id, END_TIME)?;
-    }
+    end(&mut pair.b, id)?;
     Ok(figures)
+}
+
+/// Adds what a client has told in one more round.
+pub(super) fn add_round(figures: &mut Vec<Figure>, output: &str) -> Result<()> {
+    let told = told(output)?;
+    if figures.is_empty() {
+        *figures = told;
+        return Ok(());
+    }
+    ensure!(figures.len() == told.len(), "figures are missing: {output}");
+    for (figure, again) in figures.iter_mut().zip(told) {
+        figure.values.extend(again.values);
+    }
+    Ok(())
+}
+
+/// Ends a server.
+pub(super) fn end(guest: &mut Running, id: u64) -> Result<()> {
+    guest.agent().kill(id, libc::SIGTERM)?;
+    if guest.agent().wait(id, END_TIME)?.is_none() {
+        guest.agent().kill(id, libc::SIGKILL)?;
+        guest.agent().wait(id, END_TIME)?;
+    }
+    Ok(())
 }
 
 /// One of the scripts, in the program's root. The program has no part in how its sockets become SMC's.
 fn script(transport: Transport, name: &str) -> Command {
-    transport
-        .program(&format!("chroot {ROOT} bash {SCRIPTS}/{name}"))
+    with_environment(transport.program(&format!("chroot {ROOT} bash {SCRIPTS}/{name}")))
+}
+
+/// What the scripts expect.
+pub(super) fn with_environment(command: Command) -> Command {
+    command
         .env("PATH", "/usr/sbin:/usr/bin")
         .env("HOME", "/root")
         .env("LC_ALL", "C")
@@ -216,11 +235,11 @@ fn told(output: &str) -> Result<Vec<Figure>> {
         .collect()
 }
 
-/// What a guest has counted so far.
-struct Counts {
+/// What a guest has counted so far, in all its network namespaces.
+pub(super) struct Counts {
     /// Connections over SMC-D, made here, and made there.
     made: u64,
-    accepted: u64,
+    pub(super) accepted: u64,
     /// Bytes over SMC-D.
     bytes: u64,
     fallbacks: u64,
@@ -229,8 +248,8 @@ struct Counts {
 }
 
 impl Counts {
-    fn of(guest: &mut Running) -> Result<Self> {
-        let smc = guest.status()?.statistics;
+    pub(super) fn of(guest: &mut Running) -> Result<Self> {
+        let smc = guest.status_everywhere()?.statistics;
         let network = guest.shell("cd /sys/class/net/eth0/statistics; cat rx_bytes tx_bytes")?;
         let network = network.lines().map(|line| line.parse::<u64>());
         let network: Result<Vec<_>, _> = network.collect();
@@ -245,7 +264,7 @@ impl Counts {
 }
 
 /// Whether the client's connections were SMC-D on both sides, and nothing of their data went another way.
-fn all_is_smcd(before: &[Counts; 2], after: &[Counts; 2]) -> Result<()> {
+pub(super) fn all_is_smcd(before: &[Counts; 2], after: &[Counts; 2]) -> Result<()> {
     let more = |guest: usize, of: fn(&Counts) -> u64| of(&after[guest]) - of(&before[guest]);
     let fallbacks = [more(0, |c| c.fallbacks), more(1, |c| c.fallbacks)];
     ensure!(
