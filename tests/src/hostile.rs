@@ -9,13 +9,15 @@ use ivsmc_traffic::agent::{Command, Outcome};
 use ivsmc_traffic::cursors::Mutations;
 use ivsmc_traffic::traffic::Report;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long the attack may take.
 const LIMIT: Duration = Duration::from_secs(3600);
 /// How long what is under way may take to end when the attack is over: close() waits for up to two minutes until the
 /// peer has taken what was sent.
 const END: Duration = Duration::from_secs(200);
+/// How often it is told that the attack goes on.
+const TELL: Duration = Duration::from_secs(60);
 /// The file that ends the traffic in a guest.
 const STOP: &str = "/tmp/stop";
 
@@ -75,9 +77,19 @@ fn attack(pair: &mut Pair, mutations: u64, seed: u64) -> Result<Attack> {
     let attack = format!("ivsmc-traffic cursors --mutations {mutations} --seed {seed}");
     let attacker = pair.a.agent();
     let id = attacker.spawn(&Command::new(attack.split(' ')))?;
-    let outcome = attacker
-        .wait(id, LIMIT)?
-        .context("the attack does not end")?;
+    let started = Instant::now();
+    let outcome = loop {
+        // A run that says nothing for long is taken for one that hangs.
+        if let Some(outcome) = attacker.wait(id, TELL)? {
+            break outcome;
+        }
+        let seconds = started.elapsed().as_secs();
+        ensure!(
+            seconds < LIMIT.as_secs(),
+            "the attack does not end in {seconds} s"
+        );
+        println!("[{seconds:5} s] cursors are being written");
+    };
     let mutations = parse(&outcome)?;
 
     let mut traffic = Report::default();
