@@ -213,13 +213,7 @@ fn a_handshake_that_is_under_way_ends() {
 #[test]
 fn neither_waits_for_the_fabric_thread() {
     let scene = Scene::new();
-    scene.vm.host.hold(true);
-    let client = scene.connect();
-    client.hello(HIGH);
-    client.next();
-    client.next();
-    client.send(ACCEPT, &[eventfd().as_raw_fd()]);
-    eventually("the VMM is asked", || scene.vm.host.is_holding());
+    let client = scene.joins_a_held_vmm();
     let device = &scene.vm.device;
     assert_eq!(device.links().links.len(), 1);
     device.drop_link(gid(HIGH).unwrap(), true).unwrap();

@@ -65,6 +65,18 @@ impl Scene {
         Client::connect(&self.folder.path().join("a"))
     }
 
+    /// A client that has a link as soon as its VMM call is no longer held, which it is from here on.
+    pub fn joins_a_held_vmm(&self) -> Client {
+        self.vm.host.hold(true);
+        let client = self.connect();
+        client.hello(HIGH);
+        client.next();
+        client.next();
+        client.send(ACCEPT, &[eventfd().as_raw_fd()]);
+        eventually("the VMM is asked", || self.vm.host.is_holding());
+        client
+    }
+
     pub fn is_unharmed(&self) {
         assert_eq!((self.vm.link_state(0), self.vm.generation(0)), (UP, 1));
         assert_eq!((self.good.link_state(0), self.good.generation(0)), (UP, 1));

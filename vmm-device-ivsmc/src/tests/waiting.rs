@@ -42,13 +42,7 @@ fn guest(vm: &Vm) {
 #[test]
 fn a_guest_does_not_wait_for_calls_of_the_vmm() {
     let scene = Scene::new();
-    scene.vm.host.hold(true);
-    let client = scene.connect();
-    client.hello(HIGH);
-    client.next();
-    client.next();
-    client.send(ACCEPT, &[eventfd().as_raw_fd()]);
-    eventually("the VMM is asked", || scene.vm.host.is_holding());
+    let client = scene.joins_a_held_vmm();
     guest(&scene.vm);
     scene.vm.host.hold(false);
     eventually("the link is up", || scene.vm.links() == 2);
