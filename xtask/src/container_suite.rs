@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `cargo xtask containers`
 
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::program_image::{self, ProgramImage};
+use crate::program_suite::Table;
 use crate::run::{self, GuestOptions};
 use crate::setup::Prepared;
 
@@ -20,8 +20,6 @@ const OF_MANY: &str = "nginx";
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 /// How long it takes at the most to make and end a container.
 const EACH: Duration = Duration::from_secs(20);
-/// How the lines of the table begin that the runner prints.
-const ROW: &str = "| ";
 
 /// Options of `cargo xtask containers`.
 #[derive(Args)]
@@ -37,7 +35,7 @@ pub struct Options {
 }
 
 /// What guests need for a program in containers.
-pub fn images(prepared: &Prepared, program: &str) -> Result<Vec<ProgramImage>> {
+fn images(prepared: &Prepared, program: &str) -> Result<Vec<ProgramImage>> {
     let (cache, repository) = (&prepared.cache, &prepared.repository);
     Ok(vec![
         program_image::build_in(cache, repository, FOLDER, ENGINE)?,
@@ -61,25 +59,17 @@ pub fn main(options: &Options) -> Result<()> {
         ensure!(outcome.status == 0, "failed");
         return Ok(());
     }
-    let mut rows = Vec::new();
-    let mut failed = Vec::new();
+    let mut table = Table::default();
     for name in &options.names {
         let arguments = ["suite".to_owned(), format!("containers::{name}")];
         let outcome = run(name, &format!("containers-{name}"), &arguments, LIMIT)?;
-        let output = fs::read(&outcome.log)?;
-        let output = String::from_utf8_lossy(&output);
-        let lines = output.lines().filter(|line| line.starts_with(ROW));
-        rows.extend(lines.map(str::to_owned));
-        if outcome.status != 0 {
-            println!("logs: {}", outcome.out.display());
-            failed.push(name.as_str());
-        }
+        table.take(name, &outcome)?;
     }
-    println!(
-        "\n| program | what | unit | no container, TCP | no container, SMC-D | host network, SMC-D | bridge, TCP | bridge, SMC-D |\n\
-         |---|---|---|---|---|---|---|---|\n{}",
-        rows.join("\n")
-    );
-    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
-    Ok(())
+    table.print(&[
+        "no container, TCP",
+        "no container, SMC-D",
+        "host network, SMC-D",
+        "bridge, TCP",
+        "bridge, SMC-D",
+    ])
 }

@@ -28,6 +28,11 @@ impl<'a> Heartbeat<'a> {
         }
     }
 
+    /// For how long none may stand still.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// Looks at the files; returns whether one stands still.
     pub fn is_still(&mut self, now: Instant) -> bool {
         for entry in fs::read_dir(self.folder).into_iter().flatten().flatten() {

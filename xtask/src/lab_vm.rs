@@ -5,11 +5,12 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::cache;
+use crate::heartbeat::Heartbeat;
 use crate::platform;
 use crate::process::{self, Limits, StoodStill};
 
@@ -23,6 +24,8 @@ const STATUS_BASE: i32 = 16;
 
 /// Where in the shared folder its init has each processor write a file, each few seconds.
 const ALIVE: &str = "alive";
+/// How long a processor may write none.
+const PATIENCE: Duration = Duration::from_secs(2 * 60);
 
 /// What a lab VM is booted with.
 pub struct LabVm<'a> {
@@ -125,7 +128,7 @@ impl LabVm<'_> {
         fs::create_dir(&alive)?;
         let limits = Limits {
             total: self.limit,
-            alive: Some(&alive),
+            heartbeat: Some(Heartbeat::new(&alive, PATIENCE, Instant::now())),
         };
         let status = match process::run_and_show(command, self.log, Some(limits)) {
             Err(error) if error.is::<StoodStill>() => {

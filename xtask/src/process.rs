@@ -17,8 +17,6 @@ use crate::heartbeat::Heartbeat;
 const TICK: Duration = Duration::from_millis(250);
 /// How often progress is told where there is no terminal.
 const TICK_IN_LOG: Duration = Duration::from_secs(20);
-/// How long a command may go on without a sign of life.
-const PATIENCE: Duration = Duration::from_secs(2 * 60);
 /// How long it may print nothing: longer than any test.
 const SILENCE: Duration = Duration::from_secs(15 * 60);
 /// Lines of a failed command's output that are shown.
@@ -88,12 +86,11 @@ pub fn run_with_progress(
 }
 
 /// How long a command may go on.
-#[derive(Clone, Copy)]
 pub struct Limits<'a> {
     /// In all.
     pub total: Duration,
-    /// A folder with files that it writes again and again, its signs of life.
-    pub alive: Option<&'a Path>,
+    /// Its signs of life.
+    pub heartbeat: Option<Heartbeat<'a>>,
 }
 
 /// A command that was ended as it stood still.
@@ -128,7 +125,7 @@ pub fn run_and_show(
 fn supervise(
     mut command: Command,
     log: &Path,
-    limits: Option<Limits<'_>>,
+    mut limits: Option<Limits<'_>>,
     mut see: impl FnMut(&[u8]),
 ) -> Result<ExitStatus> {
     let words = typed(&command);
@@ -156,9 +153,6 @@ fn supervise(
         }
     });
     let mut printed = Instant::now();
-    let mut heartbeat = limits
-        .and_then(|limits| limits.alive)
-        .map(|folder| Heartbeat::new(folder, PATIENCE, started));
     loop {
         match receiver.recv_timeout(TICK) {
             Ok(output) => {
@@ -175,13 +169,18 @@ fn supervise(
                 }
             }
         }
-        let Some(limits) = limits else { continue };
+        let Some(limits) = &mut limits else { continue };
         let now = Instant::now();
         let is_late = started.elapsed() > limits.total;
         let what = if is_late {
             format!("took longer than {}", duration(limits.total))
-        } else if heartbeat.as_mut().is_some_and(|it| it.is_still(now)) {
-            format!("gave no sign of life for {}", duration(PATIENCE))
+        } else if let Some(heartbeat) = &mut limits.heartbeat
+            && heartbeat.is_still(now)
+        {
+            format!(
+                "gave no sign of life for {}",
+                duration(heartbeat.patience())
+            )
         } else if now.duration_since(printed) > SILENCE {
             format!("printed nothing for {}", duration(SILENCE))
         } else {
@@ -332,12 +331,32 @@ mod tests {
             &log,
             Some(Limits {
                 total: Duration::from_millis(100),
-                alive: None,
+                heartbeat: None,
             }),
             |_| {},
         )
         .unwrap_err();
         assert!(error.to_string().contains("took longer"), "{error}");
+        fs::remove_file(log).unwrap();
+    }
+
+    #[test]
+    fn what_stands_still_is_ended_long_before_its_limit() {
+        let log = log("still");
+        let none = Path::new("/nonexistent");
+        let limits = Limits {
+            total: Duration::from_secs(50),
+            heartbeat: Some(Heartbeat::new(none, Duration::from_secs(1), Instant::now())),
+        };
+        let error = supervise(
+            shell("echo begun; exec sleep 60"),
+            &log,
+            Some(limits),
+            |_| {},
+        )
+        .unwrap_err();
+        assert!(error.is::<StoodStill>(), "{error}");
+        assert!(fs::read_to_string(&log).unwrap().ends_with("begun\n"));
         fs::remove_file(log).unwrap();
     }
 

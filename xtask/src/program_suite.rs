@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use crate::program_image;
-use crate::run::{self, GuestOptions};
+use crate::run::{self, GuestOptions, Outcome};
 
 /// How long one program may take.
 const LIMIT: Duration = Duration::from_secs(45 * 60);
@@ -33,8 +33,7 @@ pub fn main(options: &Options) -> Result<()> {
     } else {
         options.names.clone()
     };
-    let mut rows = Vec::new();
-    let mut failed = Vec::new();
+    let mut table = Table::default();
     // Each in a run of its own: a lab VM that crashes loses no more than one.
     for name in &names {
         let image = program_image::build(&prepared.cache, &prepared.repository, name)?;
@@ -47,19 +46,44 @@ pub fn main(options: &Options) -> Result<()> {
             &["suite", "programs::"].map(str::to_owned),
             LIMIT,
         )?;
+        table.take(name, &outcome)?;
+    }
+    table.print(&["TCP", "SMC-D", "gain"])
+}
+
+/// What runs of programs have measured, and which of them failed.
+#[derive(Default)]
+pub struct Table {
+    rows: Vec<String>,
+    failed: Vec<String>,
+}
+
+impl Table {
+    /// Takes the rows that a run has printed.
+    pub fn take(&mut self, name: &str, outcome: &Outcome) -> Result<()> {
         let output = fs::read(&outcome.log)?;
         let output = String::from_utf8_lossy(&output);
         let lines = output.lines().filter(|line| line.starts_with(ROW));
-        rows.extend(lines.map(str::to_owned));
+        self.rows.extend(lines.map(str::to_owned));
         if outcome.status != 0 {
             println!("logs: {}", outcome.out.display());
-            failed.push(name.as_str());
+            self.failed.push(name.to_owned());
         }
+        Ok(())
     }
-    println!(
-        "\n| program | what | unit | TCP | SMC-D | gain |\n|---|---|---|---|---|---|\n{}",
-        rows.join("\n")
-    );
-    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
-    Ok(())
+
+    /// Prints all of them, with these columns behind what was measured.
+    ///
+    /// # Errors
+    /// A program failed.
+    pub fn print(&self, columns: &[&str]) -> Result<()> {
+        println!(
+            "\n| program | what | unit | {} |\n|{}\n{}",
+            columns.join(" | "),
+            "---|".repeat(3 + columns.len()),
+            self.rows.join("\n")
+        );
+        ensure!(self.failed.is_empty(), "failed: {}", self.failed.join(", "));
+        Ok(())
+    }
 }

@@ -178,7 +178,7 @@ pub fn runner_here(
         &outcome.log,
         Some(Limits {
             total: limit,
-            alive: None,
+            heartbeat: None,
         }),
     )?;
     Ok(Outcome {
