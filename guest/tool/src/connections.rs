@@ -143,15 +143,47 @@ impl Connection {
 
 /// Lists the SMC sockets of this network namespace.
 pub fn list() -> Result<Vec<Connection>, Error> {
-    let mut connections = dump()?;
-    let inodes = connections.iter().map(|connection| connection.inode);
-    let mut owners = owners::find(&inodes.filter(|&inode| inode != 0).collect());
-    let tcp = TcpTable::read();
-    for connection in &mut connections {
-        connection.owners = owners.remove(&connection.inode).unwrap_or_default();
-        connection.find_addresses(&tcp);
+    Ok(known(vec![Found::here()?]))
+}
+
+/// What a network namespace says of its SMC sockets.
+pub(crate) struct Found {
+    connections: Vec<Connection>,
+    tcp: TcpTable,
+}
+
+impl Found {
+    /// That of this thread's.
+    pub(crate) fn here() -> Result<Self, Error> {
+        Ok(Found {
+            connections: dump()?,
+            tcp: TcpTable::read(),
+        })
     }
-    Ok(connections)
+
+    /// Tells them from those of this process's network namespace.
+    pub(crate) fn set_network(&mut self, inode: u64) {
+        for connection in &mut self.connections {
+            connection.network = Some(inode);
+        }
+    }
+}
+
+/// The sockets of network namespaces, and who has them.
+pub(crate) fn known(all: Vec<Found>) -> Vec<Connection> {
+    let sockets = all.iter().flat_map(|found| &found.connections);
+    let inodes = sockets.map(|connection| connection.inode);
+    // All processes have to be looked at: once.
+    let mut owners = owners::find(&inodes.filter(|&inode| inode != 0).collect());
+    let mut connections = Vec::new();
+    for found in all {
+        for mut connection in found.connections {
+            connection.owners = owners.remove(&connection.inode).unwrap_or_default();
+            connection.find_addresses(&found.tcp);
+            connections.push(connection);
+        }
+    }
+    connections
 }
 
 /// Finds the SMC socket with this inode. Addresses that the kernel leaves out are left out.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! All that `ivsmc-guest status` knows.
 
-use crate::connections::{self, Connection};
+use crate::connections::{self, Connection, Found};
 use crate::devices::{self, Device};
 use crate::enable::{self, Enabled};
 use crate::namespaces;
@@ -50,37 +50,46 @@ pub enum Error {
 impl Status {
     /// How things are now, in this network namespace.
     pub fn now() -> Result<Self, Error> {
+        Status::of(connections::list()?, Statistics::now()?)
+    }
+
+    /// How things are now, in all network namespaces, those of containers among them.
+    pub fn everywhere() -> Result<Self, Error> {
+        let looked = namespaces::each(|| Ok((Found::here()?, Statistics::now()?)))?;
+        let mut all = Vec::new();
+        let mut statistics = Statistics::default();
+        let mut skipped = 0;
+        for (number, (inode, looked)) in looked.into_iter().enumerate() {
+            let is_own = number == 0;
+            let (mut found, counted) = match looked {
+                Some(Ok(looked)) => looked,
+                Some(Err(error)) if is_own => return Err(Error::Netlink(error)),
+                _ => {
+                    skipped += 1;
+                    continue;
+                }
+            };
+            if !is_own {
+                found.set_network(inode);
+            }
+            all.push(found);
+            statistics.add(&counted);
+        }
+        Ok(Status {
+            skipped,
+            ..Status::of(connections::known(all), statistics)?
+        })
+    }
+
+    fn of(connections: Vec<Connection>, statistics: Statistics) -> Result<Self, Error> {
         Ok(Status {
             devices: devices::list()?,
             pci: pci::list().unwrap_or_default(),
             ueids: ueid::list()?,
             enabled: enable::enabled().unwrap_or_default(),
-            connections: connections::list()?,
-            statistics: Statistics::now()?,
+            connections,
+            statistics,
             skipped: 0,
         })
-    }
-
-    /// How things are now, in all network namespaces, those of containers among them.
-    pub fn everywhere() -> Result<Self, Error> {
-        let mut status = Status::now()?;
-        let found = namespaces::each(|| {
-            let connections = connections::list()?;
-            Ok::<_, netlink::Error>((connections, Statistics::now()?))
-        })?;
-        // The first one is our own.
-        for (inode, found) in found.into_iter().skip(1) {
-            let Some(Ok((connections, statistics))) = found else {
-                status.skipped += 1;
-                continue;
-            };
-            status.statistics.add(&statistics);
-            let connections = connections.into_iter().map(|connection| Connection {
-                network: Some(inode),
-                ..connection
-            });
-            status.connections.extend(connections);
-        }
-        Ok(status)
     }
 }
