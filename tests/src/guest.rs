@@ -334,13 +334,16 @@ impl Running {
 
     /// What `ivsmc-guest status` says.
     pub fn status(&mut self) -> Result<Status> {
-        let text = self.shell("ivsmc-guest status --json")?;
-        serde_json::from_str(&text).with_context(|| format!("status: {text}"))
+        self.status_with("")
     }
 
     /// What `ivsmc-guest status --all` says, which is of containers too.
     pub fn status_everywhere(&mut self) -> Result<Status> {
-        let text = self.shell("ivsmc-guest status --all --json")?;
+        self.status_with("--all")
+    }
+
+    fn status_with(&mut self, option: &str) -> Result<Status> {
+        let text = self.shell(&format!("ivsmc-guest status {option} --json"))?;
         serde_json::from_str(&text).with_context(|| format!("status: {text}"))
     }
 

@@ -6,12 +6,12 @@
 
 use super::Suite;
 use super::programs::{
-    Counts, END_TIME, Figure, PATIENCE, ROUNDS, SCRIPTS, add_round, all_is_smcd, end, three_digits,
+    self, Counts, END_TIME, Figure, PATIENCE, SCRIPTS, clients, end_server, three_digits,
     with_environment,
 };
-use crate::guest::{Guest, Running};
-use crate::lab::{Lab, Platform};
-use crate::measure::{self, LAB_POLL_US};
+use crate::guest::Running;
+use crate::lab::Lab;
+use crate::measure::{self, Transport};
 use crate::pair::Pair;
 use anyhow::{Context, Result, bail, ensure};
 use ivsmc_guest::connections::Mode;
@@ -25,6 +25,10 @@ const ROOT: &str = "/program";
 const IMAGES: &str = "/images";
 /// What a guest has room in for all that, in MiB.
 const MEMORY: u32 = 1280;
+/// What podman hands on of its environment.
+const PASSED: &str = "--env PORT --env SERVER";
+/// The program of which many containers are made.
+const OF_MANY: &str = "nginx";
 /// How many containers are made one after the other, if nothing else is said.
 const MANY: u32 = 25;
 /// How long one of them may take.
@@ -34,27 +38,19 @@ const PORT: u16 = 6000;
 const PORTS: u16 = 20;
 
 pub(super) fn add(suite: &mut Suite) {
-    let programs = &suite.fixture.lab.programs;
-    if !programs.join(ENGINE).exists() {
+    if !suite.fixture.lab.programs.join(ENGINE).exists() {
         return;
     }
-    let folders = std::fs::read_dir(programs);
-    let mut names: Vec<_> = folders
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|folder| folder.file_name().to_string_lossy().into_owned())
-        .filter(|name| name != ENGINE)
-        .collect();
-    names.sort();
-    for name in names {
-        if name == "nginx" {
+    for name in programs::staged(&suite.fixture.lab) {
+        if name == OF_MANY {
             suite.add("containers::many", |fixture| {
                 fixture.without_pair(|lab| many(lab, MANY))
             });
         }
         suite.add(format!("containers::{name}"), move |fixture| {
-            fixture.without_pair(|lab| program(lab, &name))
+            fixture.without_pair(|lab| {
+                programs::report(lab, &name, MEMORY, |pair| measured(lab, pair, &name))
+            })
         });
     }
 }
@@ -79,39 +75,11 @@ const CASES: [(Place, bool); 5] = [
     (Place::Bridge, true),
 ];
 
-/// Measures a program everywhere, and prints rows of the table in docs/programs.md.
-fn program(lab: &Lab, name: &str) -> Result<()> {
-    let mut pair = boot(lab)?;
-    let result = measured(lab, &mut pair, name).and_then(|table| {
-        pair.check_health()?;
-        Ok(table)
-    });
-    let version = std::fs::read_to_string(lab.programs.join(name).join("version"))?;
-    let rows = result.map_err(|error| pair.explain(error))?;
-    // A line has been begun already.
-    println!();
-    for row in rows {
-        println!("| {name} {version} {row}");
-    }
-    Ok(())
-}
-
-fn boot(lab: &Lab) -> Result<Pair> {
-    let guests = Pair::guests(lab)?.map(|guest| guest.memory(MEMORY));
-    // Without a connection that is kept some of the first ones would be TCP's, on a kernel that is not mended.
-    let peers = guests.each_ref().map(Guest::address);
-    let mut pair = Pair::boot_these(lab, &guests.map(|guest| guest.peers(peers)))?;
-    pair.wait_for_warm_connection()?;
-    measure::pin(&pair)?;
-    if lab.platform == Platform::Lab {
-        pair.a.poll_for(LAB_POLL_US)?;
-        pair.b.poll_for(LAB_POLL_US)?;
-    }
-    Ok(pair)
-}
-
 /// Gives both guests podman and the program's image.
 fn set_up(lab: &Lab, pair: &mut Pair, name: &str) -> Result<()> {
+    pair.wait_for_warm_connection()?;
+    measure::pin(pair)?;
+    Transport::SmcdNocopy.prepare(lab, pair)?;
     for (guest, role) in [(&mut pair.a, "client"), (&mut pair.b, "server")] {
         guest.shell(&format!(
             "mkdir -p {ROOT} && mount -t tmpfs -o size=100% tmpfs {ROOT}"
@@ -153,16 +121,12 @@ fn measured(lab: &Lab, pair: &mut Pair, name: &str) -> Result<Vec<String>> {
                 Place::Guest => "",
                 Place::HostNetwork | Place::Bridge => "'libpod-*'",
             };
-            for guest in [&mut pair.a, &mut pair.b] {
-                guest.shell(&format!("ivsmc-guest enable {of_whom}"))?;
-            }
+            in_both(pair, &format!("ivsmc-guest enable {of_whom}"))?;
         }
         let figures = rounds(lab, pair, name, place, is_smc, port);
         table.push(figures.with_context(|| format!("{place:?}, SMC: {is_smc}"))?);
         if is_smc {
-            for guest in [&mut pair.a, &mut pair.b] {
-                guest.shell("ivsmc-guest disable")?;
-            }
+            in_both(pair, "ivsmc-guest disable")?;
         }
     }
     let counts: Vec<_> = table.iter().map(Vec::len).collect();
@@ -179,6 +143,24 @@ fn measured(lab: &Lab, pair: &mut Pair, name: &str) -> Result<Vec<String>> {
     Ok(rows.collect())
 }
 
+/// Runs a line of shell in both guests.
+fn in_both(pair: &mut Pair, line: &str) -> Result<()> {
+    for guest in [&mut pair.a, &mut pair.b] {
+        guest.shell(line)?;
+    }
+    Ok(())
+}
+
+/// What runs the server in a container, on this port and those after it.
+fn server_in_container(name: &str, network: &str) -> String {
+    format!("podman run --rm --name server {PASSED} {network} {name} bash {SCRIPTS}/server")
+}
+
+/// The option that publishes a server's port, and the one after it, on which some listen as well.
+fn published(port: u16) -> String {
+    format!("-p {port}-{}:{port}-{0}", port + 1)
+}
+
 /// Runs the server, and the clients again and again.
 fn rounds(
     lab: &Lab,
@@ -188,69 +170,58 @@ fn rounds(
     is_smc: bool,
     port: u16,
 ) -> Result<Vec<Figure>> {
-    let variables = [
-        format!("PORT={port}"),
-        format!("SERVER={}", pair.b.address()),
-    ]
-    .join(" ");
-    let network = match place {
-        Place::HostNetwork => "--network host".to_owned(),
-        // Some listen on the one after it as well.
-        Place::Bridge => format!("-p {port}-{}:{port}-{0}", port + 1),
-        Place::Guest => String::new(),
+    let address = pair.b.address().to_string();
+    let script = |line: &str| {
+        let command = within(line).env("PORT", &port.to_string());
+        command.env("SERVER", &address).timeout(PATIENCE)
     };
-    let passed = "--env PORT --env SERVER";
-    let [server, client] = match place {
-        Place::Guest => ["server", "client"].map(|script| {
-            format!("env {variables} chroot {IMAGES}/{name} bash {SCRIPTS}/{script}")
-        }),
-        _ => [
-            format!(
-                "env {variables} podman run --rm --name server {passed} {network} {name} bash {SCRIPTS}/server"
-            ),
-            format!("env {variables} podman exec {passed} client bash {SCRIPTS}/client"),
-        ],
+    let in_guest = |role| format!("chroot {IMAGES}/{name} bash {SCRIPTS}/{role}");
+    let in_client = format!("podman exec {PASSED} client bash {SCRIPTS}/client");
+    let (server, client, network) = match place {
+        Place::Guest => (in_guest("server"), in_guest("client"), None),
+        Place::HostNetwork => {
+            let network = "--network host";
+            (server_in_container(name, network), in_client, Some(network))
+        }
+        Place::Bridge => {
+            let server = server_in_container(name, &published(port));
+            (server, in_client, Some(""))
+        }
     };
-    let server = pair.b.agent().spawn(&within(&server).timeout(PATIENCE))?;
-    if place != Place::Guest {
+    let server = pair.b.agent().spawn(&script(&server))?;
+    if let Some(network) = network {
         // One that stays, as SMC counts by network namespace.
-        let network = if place == Place::Bridge { "" } else { &network };
         let client = format!("podman run -d --name client {network} {name} sleep 1000000");
         pair.a.check(&within(&client).timeout(PATIENCE))?;
     }
     let result = wait_for_listener(&mut pair.b, server, port)
-        .and_then(|()| clients(pair, &client, is_smc))
+        .and_then(|()| clients(pair, &script(&client), is_smc))
         .and_then(|figures| {
             if place == Place::Bridge && is_smc {
                 containers_are_seen(lab, pair)?;
             }
             Ok(figures)
         });
-    if place != Place::Guest {
+    if network.is_some() {
         pair.a
             .check(&within("podman rm -f -t 0 client").timeout(PATIENCE))?;
-        pair.b
-            .check(&within("podman stop -t 5 server").timeout(PATIENCE))?;
+        stop_server(pair)?;
     }
-    match result {
-        Ok(figures) => {
-            end(&mut pair.b, server)?;
-            Ok(figures)
-        }
-        Err(error) => {
-            pair.b.agent().kill(server, libc::SIGKILL)?;
-            let server = pair.b.agent().wait(server, END_TIME)?;
-            Err(error.context(format!("the server: {server:?}")))
-        }
-    }
+    end_server(&mut pair.b, server, result)
+}
+
+/// Ends the server's container.
+fn stop_server(pair: &mut Pair) -> Result<()> {
+    let stop = within("podman stop -t 5 server").timeout(PATIENCE);
+    pair.b.check(&stop).map(drop)
 }
 
 /// Waits until something listens on a port, in whatever network namespace.
 fn wait_for_listener(guest: &mut Running, server: u64, port: u16) -> Result<()> {
-    // What podman itself has it reserved with, for a published port, is in the guest's own.
+    // In the container's, if there is one: in the guest's podman itself listens on a port that it publishes.
     let listening = format!(
-        "for process in $(cat /sys/fs/cgroup/libpod_parent/libpod-[0-9a-f][0-9a-f]*/cgroup.procs \
-         /sys/fs/cgroup/libpod_parent/libpod-[0-9a-f][0-9a-f]*/*/cgroup.procs 2>/dev/null || echo self); do \
+        "processes=$(find /sys/fs/cgroup/libpod_parent -path '*/libpod-[0-9a-f][0-9a-f]*' -name cgroup.procs \
+         -exec cat {{}} + 2>/dev/null); for process in ${{processes:-self}}; do \
          grep -Eqs ':{port:04X} 0+:0000 0A' /proc/$process/net/tcp /proc/$process/net/tcp6 && exit 0; done; exit 1"
     );
     let start = Instant::now();
@@ -262,20 +233,6 @@ fn wait_for_listener(guest: &mut Running, server: u64, port: u16) -> Result<()> 
         std::thread::sleep(Duration::from_millis(200));
     }
     Ok(())
-}
-
-fn clients(pair: &mut Pair, client: &str, is_smc: bool) -> Result<Vec<Figure>> {
-    let mut figures = Vec::new();
-    for _ in 0..ROUNDS {
-        let before = [Counts::of(&mut pair.a)?, Counts::of(&mut pair.b)?];
-        let output = pair.a.check(&within(client).timeout(PATIENCE))?;
-        let after = [Counts::of(&mut pair.a)?, Counts::of(&mut pair.b)?];
-        if is_smc {
-            all_is_smcd(&before, &after)?;
-        }
-        add_round(&mut figures, &output)?;
-    }
-    Ok(figures)
 }
 
 /// `status --all` names the server's container, and a container's buffers are as large as the guest's.
@@ -309,24 +266,18 @@ fn containers_are_seen(lab: &Lab, pair: &mut Pair) -> Result<()> {
 /// Makes and ends so many containers one after the other, each with a network namespace and a connection of its own:
 /// all of it is given back.
 pub fn many(lab: &Lab, count: u32) -> Result<()> {
-    let mut pair = boot(lab)?;
+    let mut pair = programs::boot(lab, MEMORY)?;
     let result = all_given_back(lab, &mut pair, count).and_then(|()| pair.check_health());
     result.map_err(|error| pair.explain(error))
 }
 
 fn all_given_back(lab: &Lab, pair: &mut Pair, count: u32) -> Result<()> {
-    const NAME: &str = "nginx";
-    set_up(lab, pair, NAME)?;
-    for guest in [&mut pair.a, &mut pair.b] {
-        guest.shell("ivsmc-guest enable 'libpod-*'")?;
-    }
-    let server = within(&format!(
-        "env PORT={PORT} podman run --rm --name server --env PORT -p {PORT}:{PORT} {NAME} bash {SCRIPTS}/server"
-    ));
-    let id = pair
-        .b
-        .agent()
-        .spawn(&server.timeout(Duration::from_secs(24 * 3600)))?;
+    set_up(lab, pair, OF_MANY)?;
+    in_both(pair, "ivsmc-guest enable 'libpod-*'")?;
+    let server = within(&server_in_container(OF_MANY, &published(PORT)));
+    let server = server.env("PORT", &PORT.to_string());
+    let server = server.timeout(Duration::from_secs(24 * 3600));
+    let id = pair.b.agent().spawn(&server)?;
     wait_for_listener(&mut pair.b, id, PORT)?;
     let url = format!("http://{}:{PORT}/64k", pair.b.address());
     let run = |pair: &mut Pair, count: u32| {
@@ -357,14 +308,8 @@ fn all_given_back(lab: &Lab, pair: &mut Pair, count: u32) -> Result<()> {
     let left = status.connections.iter().filter(|it| it.mode == Mode::SmcD);
     let left: Vec<_> = left.filter(|it| it.network.is_some()).collect();
     ensure!(left.is_empty(), "connections are left: {left:?}");
-    pair.b
-        .check(&within("podman stop -t 5 server").timeout(PATIENCE))?;
-    for guest in [&mut pair.a, &mut pair.b] {
-        guest.shell("ivsmc-guest disable")?;
-    }
+    stop_server(pair)?;
+    in_both(pair, "ivsmc-guest disable")?;
     // Link groups that are left would hold the driver up.
-    for guest in [&mut pair.a, &mut pair.b] {
-        guest.shell("rmmod ivpci")?;
-    }
-    Ok(())
+    in_both(pair, "rmmod ivpci")
 }

@@ -21,7 +21,7 @@ pub(super) const SCRIPTS: &str = "/test";
 /// What both guests' roots, and what is made in them, has room in, in MiB.
 const MEMORY: u32 = 1024;
 /// How often everything is measured; the median counts.
-pub(super) const ROUNDS: usize = 3;
+const ROUNDS: usize = 3;
 /// How long what comes before a server may take, and all clients of a round.
 pub(super) const PATIENCE: Duration = Duration::from_secs(300);
 /// How long a server may take to end.
@@ -33,31 +33,49 @@ const BESIDE: u64 = 64 << 10;
 const HANDSHAKE: u64 = 16 << 10;
 
 pub(super) fn add(suite: &mut Suite) {
-    // Those that were not asked for are not there.
-    let folders = std::fs::read_dir(&suite.fixture.lab.programs);
-    let mut folders: Vec<_> = folders.into_iter().flatten().flatten().collect();
-    folders.sort_by_key(|folder| folder.file_name());
-    for folder in folders {
-        let name = folder.file_name().to_string_lossy().into_owned();
-        if name == containers::ENGINE {
-            continue;
-        }
+    for name in staged(&suite.fixture.lab) {
         suite.add(format!("programs::{name}"), move |fixture| {
-            fixture.without_pair(|lab| test(lab, &name, &folder.path()))
+            fixture.without_pair(|lab| {
+                let folder = lab.programs.join(&name);
+                report(lab, &name, MEMORY, |pair| measured(lab, pair, &folder))
+            })
         });
     }
 }
 
-fn test(lab: &Lab, name: &str, folder: &Path) -> Result<()> {
-    let guests = Pair::guests(lab)?.map(|guest| guest.memory(MEMORY));
+/// The programs that are there. Those that were not asked for are not.
+pub(super) fn staged(lab: &Lab) -> Vec<String> {
+    let folders = std::fs::read_dir(&lab.programs);
+    let folders = folders.into_iter().flatten().flatten();
+    let mut names: Vec<_> = folders
+        .map(|folder| folder.file_name().to_string_lossy().into_owned())
+        .filter(|name| name != containers::ENGINE)
+        .collect();
+    names.sort();
+    names
+}
+
+/// Boots two guests with so much memory, in MiB.
+pub(super) fn boot(lab: &Lab, memory: u32) -> Result<Pair> {
+    let guests = Pair::guests(lab)?.map(|guest| guest.memory(memory));
     // Without a connection that is kept some of the first ones would be TCP's, on a kernel that is not mended.
     let peers = guests.each_ref().map(Guest::address);
-    let mut pair = Pair::boot_these(lab, &guests.map(|guest| guest.peers(peers)))?;
-    let result = measured(lab, &mut pair, folder).and_then(|table| {
+    Pair::boot_these(lab, &guests.map(|guest| guest.peers(peers)))
+}
+
+/// Has two guests measure a program, and prints the rows of the table that come of it.
+pub(super) fn report(
+    lab: &Lab,
+    name: &str,
+    memory: u32,
+    measured: impl FnOnce(&mut Pair) -> Result<Vec<String>>,
+) -> Result<()> {
+    let mut pair = boot(lab, memory)?;
+    let result = measured(&mut pair).and_then(|table| {
         pair.check_health()?;
         Ok(table)
     });
-    let version = std::fs::read_to_string(folder.join("version"))?;
+    let version = std::fs::read_to_string(lab.programs.join(name).join("version"))?;
     let rows = result.map_err(|error| pair.explain(error))?;
     // A line has been begun already.
     println!();
@@ -155,50 +173,51 @@ fn rounds(pair: &mut Pair, transport: Transport, port: u16) -> Result<Vec<Figure
     };
     let server = script("server");
     let id = pair.b.start_server(&server, port).context("server")?;
+    let result = clients(pair, &script("client"), transport.is_smc());
+    end_server(&mut pair.b, id, result)
+}
+
+/// Runs a client again and again.
+pub(super) fn clients(pair: &mut Pair, client: &Command, is_smc: bool) -> Result<Vec<Figure>> {
     let mut figures: Vec<Figure> = Vec::new();
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
         let before = [Counts::of(&mut pair.a)?, Counts::of(&mut pair.b)?];
-        let output = pair.a.check(&script("client"));
-        let output = match output {
-            Ok(output) => output,
-            Err(error) => {
-                pair.b.agent().kill(id, libc::SIGKILL)?;
-                let server = pair.b.agent().wait(id, END_TIME)?;
-                return Err(error.context(format!("the server: {server:?}")));
-            }
-        };
+        let output = pair.a.check(client)?;
         let after = [Counts::of(&mut pair.a)?, Counts::of(&mut pair.b)?];
-        if transport.is_smc() {
+        if is_smc {
             all_is_smcd(&before, &after)?;
         }
-        add_round(&mut figures, &output)?;
+        let told = told(&output)?;
+        if round == 0 {
+            figures = told;
+            continue;
+        }
+        ensure!(figures.len() == told.len(), "figures are missing: {output}");
+        for (figure, again) in figures.iter_mut().zip(told) {
+            figure.values.extend(again.values);
+        }
     }
-    end(&mut pair.b, id)?;
     Ok(figures)
 }
 
-/// Adds what a client has told in one more round.
-pub(super) fn add_round(figures: &mut Vec<Figure>, output: &str) -> Result<()> {
-    let told = told(output)?;
-    if figures.is_empty() {
-        *figures = told;
-        return Ok(());
+/// Ends a server. If its clients have failed, their error tells how it was.
+pub(super) fn end_server<T>(guest: &mut Running, id: u64, result: Result<T>) -> Result<T> {
+    let agent = guest.agent();
+    match result {
+        Ok(done) => {
+            agent.kill(id, libc::SIGTERM)?;
+            if agent.wait(id, END_TIME)?.is_none() {
+                agent.kill(id, libc::SIGKILL)?;
+                agent.wait(id, END_TIME)?;
+            }
+            Ok(done)
+        }
+        Err(error) => {
+            agent.kill(id, libc::SIGKILL)?;
+            let server = agent.wait(id, END_TIME)?;
+            Err(error.context(format!("the server: {server:?}")))
+        }
     }
-    ensure!(figures.len() == told.len(), "figures are missing: {output}");
-    for (figure, again) in figures.iter_mut().zip(told) {
-        figure.values.extend(again.values);
-    }
-    Ok(())
-}
-
-/// Ends a server.
-pub(super) fn end(guest: &mut Running, id: u64) -> Result<()> {
-    guest.agent().kill(id, libc::SIGTERM)?;
-    if guest.agent().wait(id, END_TIME)?.is_none() {
-        guest.agent().kill(id, libc::SIGKILL)?;
-        guest.agent().wait(id, END_TIME)?;
-    }
-    Ok(())
 }
 
 /// One of the scripts, in the program's root. The program has no part in how its sockets become SMC's.
@@ -264,7 +283,7 @@ impl Counts {
 }
 
 /// Whether the client's connections were SMC-D on both sides, and nothing of their data went another way.
-pub(super) fn all_is_smcd(before: &[Counts; 2], after: &[Counts; 2]) -> Result<()> {
+fn all_is_smcd(before: &[Counts; 2], after: &[Counts; 2]) -> Result<()> {
     let more = |guest: usize, of: fn(&Counts) -> u64| of(&after[guest]) - of(&before[guest]);
     let fallbacks = [more(0, |c| c.fallbacks), more(1, |c| c.fallbacks)];
     ensure!(
