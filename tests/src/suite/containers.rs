@@ -194,7 +194,7 @@ fn rounds(
         let client = format!("podman run -d --name client {network} {name} sleep 1000000");
         pair.a.check(&within(&client).timeout(PATIENCE))?;
     }
-    let result = wait_for_listener(&mut pair.b, server, port)
+    let result = wait_for_listener(&mut pair.b, server, port, network.is_some())
         .and_then(|()| clients(pair, &script(&client), is_smc))
         .and_then(|figures| {
             if place == Place::Bridge && is_smc {
@@ -216,12 +216,22 @@ fn stop_server(pair: &mut Pair) -> Result<()> {
     pair.b.check(&stop).map(drop)
 }
 
-/// Waits until something listens on a port, in whatever network namespace.
-fn wait_for_listener(guest: &mut Running, server: u64, port: u16) -> Result<()> {
-    // In the container's, if there is one: in the guest's podman itself listens on a port that it publishes.
+/// Waits until the server listens on a port, in a container or in the guest.
+fn wait_for_listener(
+    guest: &mut Running,
+    server: u64,
+    port: u16,
+    in_container: bool,
+) -> Result<()> {
+    // As its processes see it: in the guest podman itself listens on a port that it publishes, before the container runs.
+    let processes = if in_container {
+        "$(find /sys/fs/cgroup/libpod_parent -path '*/libpod-[0-9a-f][0-9a-f]*' -name cgroup.procs -exec cat {} + \
+         2>/dev/null)"
+    } else {
+        "self"
+    };
     let listening = format!(
-        "processes=$(find /sys/fs/cgroup/libpod_parent -path '*/libpod-[0-9a-f][0-9a-f]*' -name cgroup.procs \
-         -exec cat {{}} + 2>/dev/null); for process in ${{processes:-self}}; do \
+        "for process in {processes}; do \
          grep -Eqs ':{port:04X} 0+:0000 0A' /proc/$process/net/tcp /proc/$process/net/tcp6 && exit 0; done; exit 1"
     );
     let start = Instant::now();
@@ -278,7 +288,7 @@ fn all_given_back(lab: &Lab, pair: &mut Pair, count: u32) -> Result<()> {
     let server = server.env("PORT", &PORT.to_string());
     let server = server.timeout(Duration::from_secs(24 * 3600));
     let id = pair.b.agent().spawn(&server)?;
-    wait_for_listener(&mut pair.b, id, PORT)?;
+    wait_for_listener(&mut pair.b, id, PORT, true)?;
     let url = format!("http://{}:{PORT}/64k", pair.b.address());
     let run = |pair: &mut Pair, count: u32| {
         let many = within(&format!("bash {SCRIPTS}/many {count} {url}"));
