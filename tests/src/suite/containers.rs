@@ -31,6 +31,9 @@ const PASSED: &str = "--env PORT --env SERVER";
 const OF_MANY: &str = "nginx";
 /// How many containers are made one after the other, if nothing else is said.
 const MANY: u32 = 25;
+/// How many are made before that, and after how many more it is told how it goes.
+const WARM_UP: u32 = 5;
+const BATCH: u32 = 10;
 /// How long one of them may take.
 const EACH: Duration = Duration::from_secs(20);
 /// The first port of the servers of the first case; those of others come after it.
@@ -290,12 +293,13 @@ fn all_given_back(lab: &Lab, pair: &mut Pair, count: u32) -> Result<()> {
     let id = pair.b.agent().spawn(&server)?;
     wait_for_listener(&mut pair.b, id, PORT, true)?;
     let url = format!("http://{}:{PORT}/64k", pair.b.address());
-    let run = |pair: &mut Pair, count: u32| {
-        let many = within(&format!("bash {SCRIPTS}/many {count} {url}"));
-        pair.a.check(&many.timeout(PATIENCE + EACH * count))
+    let run = |pair: &mut Pair, first: u32, last: u32| {
+        let many = within(&format!("bash {SCRIPTS}/many {first} {last} {url}"));
+        pair.a
+            .check(&many.timeout(PATIENCE + EACH * (last - first + 1)))
     };
     // The first ones leave behind what is kept for the next.
-    run(pair, 5)?;
+    run(pair, 1, WARM_UP)?;
     let memory = |guest: &mut Running| -> Result<i64> {
         guest.shell("echo 3 >/proc/sys/vm/drop_caches")?;
         let free = guest.shell("sed -n 's/^MemFree: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")?;
@@ -304,7 +308,11 @@ fn all_given_back(lab: &Lab, pair: &mut Pair, count: u32) -> Result<()> {
     let before = memory(&mut pair.a)?;
     let connections = Counts::of(&mut pair.b)?;
     let started = Instant::now();
-    run(pair, count)?;
+    for done in (0..count).step_by(BATCH as usize) {
+        let batch = (count - done).min(BATCH);
+        run(pair, WARM_UP + done + 1, WARM_UP + done + batch)?;
+        println!("{} of {count} containers", done + batch);
+    }
     let took = started.elapsed();
     let lost = before - memory(&mut pair.a)?;
     let more = Counts::of(&mut pair.b)?.accepted - connections.accepted;
