@@ -22,6 +22,8 @@ mod kernel;
 mod kernel_patch;
 mod kernel_source;
 mod lab_vm;
+#[cfg(test)]
+mod links;
 mod module;
 mod patch_vmm;
 mod perf;
