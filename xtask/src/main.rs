@@ -33,6 +33,8 @@ mod process;
 mod program_image;
 mod program_suite;
 mod programs;
+#[cfg(test)]
+mod publish;
 #[path = "../../tests/src/reports.rs"]
 mod reports;
 mod run;
