@@ -12,3 +12,11 @@ pub fn check(result: i32) -> io::Result<i32> {
         Ok(result)
     }
 }
+
+/// The size of this host's pages, in bytes: 4 KiB on x86, up to 64 KiB elsewhere.
+#[cfg(any(test, feature = "peer"))]
+pub fn page_size() -> io::Result<usize> {
+    // SAFETY: asks for a number.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).map_err(|_| io::Error::last_os_error())
+}

@@ -217,7 +217,8 @@ mod tests {
         let memory = BarMemory::reserve(8 * PLACE, PLACE).unwrap();
         let small = Window::create(PLACE / 2, false).unwrap();
         memory.put(7, &small).unwrap();
-        for offset in (0..memory.len()).step_by(4096) {
+        let page = crate::sys::page_size().unwrap();
+        for offset in (0..memory.len()).step_by(page) {
             write(&memory, offset, 1);
             assert_eq!(read(&memory, offset), 1);
         }

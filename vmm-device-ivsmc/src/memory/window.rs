@@ -106,13 +106,13 @@ impl Window {
 
     /// It has got its place.
     pub(super) fn set_host_addr(&self, address: *mut u8) {
-        self.address.store(address, Ordering::Relaxed);
+        self.address.store(address, Ordering::Release);
     }
 
     /// Where the memory is in this process, in the device's [`BarMemory`](crate::BarMemory). It is shared with another
     /// VM: do not make references into it.
     pub fn host_addr(&self) -> *mut u8 {
-        self.address.load(Ordering::Relaxed)
+        self.address.load(Ordering::Acquire)
     }
 
     /// Size in bytes, a power of two.

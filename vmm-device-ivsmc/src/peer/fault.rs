@@ -9,9 +9,8 @@ use std::os::raw::c_ulong;
 use std::ptr;
 use std::thread::{self, JoinHandle};
 
-use crate::sys::check;
+use crate::sys::{check, page_size};
 
-const PAGE: usize = 4096;
 /// Requests of userfaultfd(2).
 const UFFDIO_API: c_ulong = 0xc018_aa3f;
 const UFFDIO_REGISTER: c_ulong = 0xc020_aa00;
@@ -23,6 +22,7 @@ const MISSING: u64 = 1;
 pub struct Fault {
     uffd: OwnedFd,
     page: usize,
+    len: usize,
 }
 
 impl Fault {
@@ -31,6 +31,7 @@ impl Fault {
     /// # Errors
     /// When this kernel has no userfaultfd, or not for this user.
     pub fn new() -> io::Result<Self> {
+        let len = page_size()?;
         let mut api = [0xaau64, 0, 0];
         // SAFETY: new memory at an address of the kernel's choice, and system calls on a new descriptor with
         // arguments that outlive them.
@@ -41,30 +42,30 @@ impl Fault {
             check(libc::ioctl(uffd.as_raw_fd(), UFFDIO_API, &mut api))?;
             let protection = libc::PROT_READ | libc::PROT_WRITE;
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let page = libc::mmap(ptr::null_mut(), PAGE, protection, flags, -1, 0);
+            let page = libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0);
             if page == libc::MAP_FAILED {
                 return Err(io::Error::last_os_error());
             }
             let page = page as usize;
-            let mut register = [page as u64, PAGE as u64, MISSING, 0];
+            let mut register = [page as u64, len as u64, MISSING, 0];
             check(libc::ioctl(
                 uffd.as_raw_fd(),
                 UFFDIO_REGISTER,
                 &mut register,
             ))?;
-            Ok(Fault { uffd, page })
+            Ok(Fault { uffd, page, len })
         }
     }
 
     /// Begins to write this memory to the beginning of a file, on a thread of its own that gives what came of it.
     pub fn write_to(&self, file: File) -> JoinHandle<io::Result<()>> {
-        let page = self.page;
+        let (page, len) = (self.page, self.len);
         thread::spawn(move || {
             // SAFETY: the kernel alone reads the memory, which is never unmapped.
             let written =
-                unsafe { libc::pwrite(file.as_raw_fd(), page as *const libc::c_void, PAGE, 0) };
+                unsafe { libc::pwrite(file.as_raw_fd(), page as *const libc::c_void, len, 0) };
             match usize::try_from(written) {
-                Ok(PAGE) => Ok(()),
+                Ok(written) if written == len => Ok(()),
                 Ok(_) => Err(io::ErrorKind::WriteZero.into()),
                 Err(_) => Err(io::Error::last_os_error()),
             }

@@ -265,7 +265,7 @@ fn descriptors_run_out() {
 fn mapped() -> u64 {
     let statm = fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
-    pages * 4096
+    pages * crate::sys::page_size().unwrap() as u64
 }
 
 #[test]
