@@ -94,6 +94,14 @@ impl Apt {
         })
     }
 
+    /// The same for packages of another architecture as well, as NAME:ARCHITECTURE.
+    pub fn also(mut self, architecture: &str) -> Self {
+        // apt adds this machine's own by itself.
+        self.options
+            .push(format!("APT::Architectures::={architecture}"));
+        self
+    }
+
     /// A program of apt's, with this configuration.
     pub fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(program);

@@ -6,10 +6,12 @@
 //! - [`demo`], [`perf`], [`mod@test`], [`conformance`], [`program_suite`] and [`container_suite`] prepare, then [`run`] their runner where
 //!   [`platform`] says: on this machine's KVM, or in the [`lab_vm`].
 //! - [`program_image`] makes what guests need to run programs of Debian's, which it gets by [`apt`].
+//! - [`aarch64`] runs the tests of what runs on hosts for another processor.
 //! - [`patch_vmm`] brings the device into a checkout of Cloud Hypervisor, by [`diff`]s; [`kernel_patch`] changes Linux by them.
 //! - [`cache`] is the folder outside the repository where everything that is built is kept; [`process`]
 //!   runs commands with a progress line and a log, and ends them at a limit, or when there is no [`heartbeat`].
 
+mod aarch64;
 mod apt;
 mod cache;
 mod conformance;
@@ -75,6 +77,8 @@ enum Command {
     Programs(program_suite::Options),
     /// Run programs of Debian's in containers over TCP and over SMC-D, check what they do, and print a table.
     Containers(container_suite::Options),
+    /// Compile the device's crate and the host's tool for aarch64, and run their tests by qemu-user.
+    Aarch64,
     /// For maintainers: write guest/linux-patches anew, after a change, with what is around each line in Debian's newest source.
     RecordLinux,
     /// Run the lab's runner by hand, with arguments of your own (`cargo xtask lab -- --help`).
@@ -95,6 +99,7 @@ fn main() -> ExitCode {
         Command::Conformance(options) => conformance::main(&options),
         Command::Programs(options) => program_suite::main(&options),
         Command::Containers(options) => container_suite::main(&options),
+        Command::Aarch64 => aarch64::main(),
         Command::RecordLinux => kernel_patch::main(),
         Command::Lab(options) => run::lab(&options),
         Command::PatchVmm(options) => patch_vmm::main(&options),
