@@ -10,6 +10,7 @@ mod faults;
 mod guest_life;
 mod host;
 mod hostile_vmm;
+mod installed;
 mod life;
 mod mesh;
 mod options;
@@ -193,6 +194,7 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     conformance::add(&mut suite);
     containers::add(&mut suite);
     enable::add(&mut suite);
+    installed::add(&mut suite);
     options::add(&mut suite);
     programs::add(&mut suite);
     run::add(&mut suite);
