@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `ivsmc-host`: ivsmc devices for a host's VMs, by a policy.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use ivsmc_host::attach::{Timing, attach};
 use ivsmc_host::drop_link::{Wanted, Wish, drop_link};
 use ivsmc_host::list::list;
 use ivsmc_host::policy::Policy;
+use ivsmc_toolkit::manual;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::error::Error;
 use std::io::{self, Write};
@@ -68,6 +69,12 @@ enum Command {
         #[arg(long, value_name = "FOLDER", default_value = "/run/ivsmc")]
         run_dir: PathBuf,
     },
+    /// Write manual pages, and completions for bash and zsh, into a folder
+    #[command(hide = true)]
+    Manual {
+        /// The folder
+        folder: PathBuf,
+    },
 }
 
 #[derive(clap::Args)]
@@ -108,6 +115,9 @@ fn main() -> ExitCode {
         Command::Drop { link } => run_drop(link, Wish::Drop),
         Command::Allow { link } => run_drop(link, Wish::Allow),
         Command::CheckPolicy { file, run_dir } => check(&file, &run_dir),
+        Command::Manual { folder } => {
+            manual::write(Options::command(), &folder).map_err(Into::into)
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,2 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the tools `ivsmc-guest` and `ivsmc-host` have in common.
+//!
+//! - [`manual`]: manual pages and completions.
+
+pub mod manual;
