@@ -478,3 +478,4 @@ module_exit(ivpci_exit);
 
 MODULE_DESCRIPTION("SMC-D over shared memory between virtual machines");
 MODULE_LICENSE("GPL");
+MODULE_VERSION("0.1.0");

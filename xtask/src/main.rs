@@ -3,9 +3,10 @@
 //!
 //! - [`setup`] prepares: [`prerequisites`] (packages), [`kernel_source`], [`kernel`], [`module`] (ivpci),
 //!   [`programs`] (everything in Rust), [`image`] (initramfs of guest and lab VM).
-//! - [`demo`], [`perf`], [`mod@test`], [`conformance`], [`program_suite`] and [`container_suite`] prepare, then [`run`] their runner where
+//! - [`demo`], [`perf`], [`mod@test`], [`conformance`], [`program_suite`], [`container_suite`] and [`installed_suite`] prepare, then [`run`] their runner where
 //!   [`platform`] says: on this machine's KVM, or in the [`lab_vm`].
-//! - [`program_image`] makes what guests need to run programs of Debian's, which it gets by [`apt`].
+//! - [`program_image`] makes what guests need to run programs of Debian's, which it gets by [`apt`]; [`debian`] makes whole systems.
+//! - [`package`] makes Debian packages of the driver and the tools.
 //! - [`patch_vmm`] brings the device into a checkout of Cloud Hypervisor, by [`diff`]s; [`kernel_patch`] changes Linux by them.
 //! - [`cache`] is the folder outside the repository where everything that is built is kept; [`process`]
 //!   runs commands with a progress line and a log, and ends them at a limit, or when there is no [`heartbeat`].
@@ -14,15 +15,18 @@ mod apt;
 mod cache;
 mod conformance;
 mod container_suite;
+mod debian;
 mod demo;
 mod diff;
 mod heartbeat;
 mod image;
+mod installed_suite;
 mod kernel;
 mod kernel_patch;
 mod kernel_source;
 mod lab_vm;
 mod module;
+mod package;
 mod patch_vmm;
 mod perf;
 mod platform;
@@ -71,6 +75,10 @@ enum Command {
     Programs(program_suite::Options),
     /// Run programs of Debian's in containers over TCP and over SMC-D, check what they do, and print a table.
     Containers(container_suite::Options),
+    /// Make Debian packages: ivpci-dkms, ivsmc-guest, ivsmc-host.
+    Package(package::Options),
+    /// Boot two Debian systems with these packages, and have their services talk SMC-D.
+    Installed(installed_suite::Options),
     /// For maintainers: write guest/linux-patches anew, after a change, with what is around each line in Debian's newest source.
     RecordLinux,
     /// Run the lab's runner by hand, with arguments of your own (`cargo xtask lab -- --help`).
@@ -91,6 +99,8 @@ fn main() -> ExitCode {
         Command::Conformance(options) => conformance::main(&options),
         Command::Programs(options) => program_suite::main(&options),
         Command::Containers(options) => container_suite::main(&options),
+        Command::Package(options) => package::main(&options),
+        Command::Installed(options) => installed_suite::main(&options),
         Command::RecordLinux => kernel_patch::main(),
         Command::Lab(options) => run::lab(&options),
         Command::PatchVmm(options) => patch_vmm::main(&options),

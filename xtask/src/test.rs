@@ -43,7 +43,7 @@ const PROGRAMS: [&str; 3] = ["go", "nginx", "postgresql"];
 
 /// What is run by hand alone, by a command of its own: it takes long.
 #[cfg(test)]
-const BY_HAND: [&str; 2] = ["conformance::", "containers::"];
+const BY_HAND: [&str; 3] = ["conformance::", "containers::", "installed::"];
 
 /// What is run on mainline as well when the kernel was not chosen: that it works there.
 const ON_MAINLINE: &str = "traffic::";
