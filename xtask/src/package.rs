@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use crate::cache::Cache;
+use crate::cache::{self, Cache};
 use crate::process;
 use crate::programs;
 use crate::{debian, image, module, prerequisites};
@@ -44,7 +44,9 @@ pub fn main(options: &Options) -> Result<()> {
     let cache = Cache::open()?;
     let packages = build(&cache, &repository)?;
     if !options.once {
-        let again = build_in(&cache, &repository, "package-again")?;
+        let target = cache.fresh("package-again-target")?;
+        let again = build_in(&cache, &repository, "package-again", &target)?;
+        cache::remove(&target)?;
         for (first, second) in packages.iter().zip(&again) {
             ensure!(
                 fs::read(first)? == fs::read(second)?,
@@ -72,11 +74,11 @@ pub fn main(options: &Options) -> Result<()> {
 /// Builds the packages; gives their files.
 pub fn build(cache: &Cache, repository: &Path) -> Result<Vec<PathBuf>> {
     prerequisites::install_these(cache, &prerequisites::PACKAGING)?;
-    build_in(cache, repository, "package")
+    build_in(cache, repository, "package", &cache.path("package-target"))
 }
 
-/// The same, in a folder of this name.
-fn build_in(cache: &Cache, repository: &Path, name: &str) -> Result<Vec<PathBuf>> {
+/// The same in a folder of this name, where cargo builds in `target`.
+fn build_in(cache: &Cache, repository: &Path, name: &str, target: &Path) -> Result<Vec<PathBuf>> {
     let folder = cache.fresh(name)?;
     let tree = folder.join(format!("ivsmc-{VERSION}"));
     fs::create_dir(&tree)?;
@@ -106,8 +108,7 @@ fn build_in(cache: &Cache, repository: &Path, name: &str) -> Result<Vec<PathBuf>
     )?;
 
     fs::create_dir(tree.join("bin"))?;
-    let target = folder.join("target");
-    for (tool, program) in TOOLS.iter().zip(programs(repository, &target)?) {
+    for (tool, program) in TOOLS.iter().zip(programs(repository, target)?) {
         let installed = tree.join("bin").join(tool);
         process::output(Command::new("strip").arg("-o").args([&installed, &program]))?;
         let manual = tree.join("manual");
@@ -258,7 +259,7 @@ fn try_them(cache: &Cache, packages: &[PathBuf]) -> Result<()> {
         "installed, upgraded, removed and purged in {}",
         debian::SUITE
     );
-    crate::cache::remove(&root)
+    cache::remove(&root)
 }
 
 #[cfg(test)]

@@ -7,11 +7,11 @@ use ivsmc_guest::enable::policy::Policy;
 use ivsmc_guest::owners::Owner;
 use ivsmc_guest::statistics::Statistics;
 use ivsmc_guest::status::Status;
-use ivsmc_guest::{enable, run, sigpipe, ueid, warm};
+use ivsmc_guest::{check, enable, run, sigpipe, ueid, warm};
 use ivsmc_toolkit::manual;
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -88,6 +88,20 @@ enum Command {
         #[arg(long, default_value_t = warm::PORT, value_parser = clap::value_parser!(u16).range(1..))]
         port: u16,
     },
+    /// Look whether all is there that SMC-D needs, and say what mends what is not
+    ///
+    /// With an address, a connection is opened to it over TCP, then one over SMC, and it is said why that is not SMC-D, if
+    /// it is not. Ends with status 1 if something is missing or wrong.
+    Check {
+        /// A peer's address
+        address: Option<IpAddr>,
+        /// A port on which the peer has a server with SMC sockets
+        #[arg(long, requires = "address", default_value_t = warm::PORT, value_parser = clap::value_parser!(u16).range(1..))]
+        port: u16,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Set what a guest needs once for each boot: UEIDs, sizes of buffers, what is enabled
     ///
     /// The configuration says what; without one, its defaults are set. Modules are loaded before: smc, ivpci.
@@ -162,6 +176,17 @@ fn main() -> ExitCode {
             Err(error) => Err(error.into()),
         },
         Command::Status { json, all } => status(json, all),
+        Command::Check {
+            address,
+            port,
+            json,
+        } => {
+            let peer = address.map(|address| SocketAddr::new(address, port));
+            match check(peer, json) {
+                Ok(code) => return code,
+                Err(error) => Err(error),
+            }
+        }
         Command::Boot { config } => set_up(&config),
         Command::Manual { folder } => {
             manual::write(Options::command(), &folder).map_err(Into::into)
@@ -213,6 +238,20 @@ fn kept_peers(config: &Path) -> Result<(Vec<IpAddr>, u16), Box<dyn std::error::E
         return Err(format!("warm: {file} has no peers; add [warm], peers = [\"ADDRESS\"]").into());
     }
     Ok((peers, port))
+}
+
+/// Says how all is, and how a connection to this peer.
+fn check(peer: Option<SocketAddr>, json: bool) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let mut report = check::guest();
+    if let Some(peer) = peer {
+        check::trial::check(peer, &mut report);
+    }
+    if json {
+        writeln!(io::stdout(), "{}", serde_json::to_string(&report)?)?;
+    } else {
+        write!(io::stdout(), "{report}")?;
+    }
+    Ok(report.exit_code())
 }
 
 /// Sets what the configuration says.
