@@ -220,7 +220,6 @@ fn lint(cache: &Cache, packages: &[PathBuf]) -> Result<()> {
     }
     let log = cache.log("lintian")?;
     process::run_with_progress("packages: lintian", command, &log, None)?;
-    print!("{}", fs::read_to_string(log)?);
     println!("lintian: clean");
     Ok(())
 }

@@ -21,7 +21,7 @@ use crate::{module, process, program_image, programs};
 const LIMITS: [Duration; 2] = [Duration::from_secs(30 * 60), Duration::from_secs(90 * 60)];
 
 /// What the names of the tests with guests have, each in a run of its own: a lab VM that crashes loses no more than one.
-const GROUPS: [&str; 14] = [
+const GROUPS: [&str; 15] = [
     "traffic::",
     "splice::",
     "life::",
@@ -29,6 +29,7 @@ const GROUPS: [&str; 14] = [
     "options::",
     "run::",
     "enable::",
+    "check::",
     "mesh::",
     "faults::",
     "defects::",

@@ -198,7 +198,7 @@ fn main() -> ExitCode {
         } => {
             let (peers, port) = match config.map(|file| kept_peers(&file)).transpose() {
                 Ok(configured) => configured.unwrap_or((peers, port)),
-                Err(error) => return failed(&error),
+                Err(error) => return failed(&*error),
             };
             // A service goes on when nobody reads what it says.
             sigpipe::ignore();
@@ -213,12 +213,12 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&error),
+        Err(error) => failed(&*error),
     }
 }
 
 /// Says why it failed.
-fn failed(error: &Box<dyn std::error::Error>) -> ExitCode {
+fn failed(error: &(dyn std::error::Error + 'static)) -> ExitCode {
     let _ = writeln!(io::stderr(), "ivsmc-guest: {error}");
     // What shells give for a program that cannot be run.
     match error.downcast_ref() {

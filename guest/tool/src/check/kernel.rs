@@ -6,20 +6,16 @@ use ivsmc_toolkit::check::Report;
 
 /// The oldest version with what ivpci is made for.
 const OLDEST: (u32, u32) = (6, 18);
-/// What has to be there: a module, the option that makes it, and a place that shows that it is loaded or built in.
-const MODULES: [(&str, &str, &str); 4] = [
-    ("dibs", "CONFIG_DIBS", "/sys/class/dibs"),
-    ("smc", "CONFIG_SMC", "/proc/sys/net/smc"),
-    ("smc_diag", "CONFIG_SMC_DIAG", "/sys/module/smc_diag"),
+/// What has to be there: a module, what it comes from, and a place that shows that it is loaded or built in.
+const MODULES: [(&str, &str, &str); 3] = [
+    ("dibs", "a kernel with CONFIG_DIBS", "/sys/class/dibs"),
+    ("smc", "a kernel with CONFIG_SMC", "/proc/sys/net/smc"),
     (
         "ivpci",
         "the package ivpci-dkms",
         "/sys/bus/pci/drivers/ivpci",
     ),
 ];
-/// The same without which all works, though `ivsmc-guest status` sees less. A module that is built in and has no
-/// parameters shows nowhere.
-const UNSEEN: &str = "smc_diag";
 
 pub(super) fn check(system: &System, report: &mut Report) {
     let release = system
@@ -39,25 +35,16 @@ pub(super) fn check(system: &System, report: &mut Report) {
             format!("it has to be {oldest} or later"),
         ),
     }
-    for (module, option, shown) in MODULES {
+    for (module, source, shown) in MODULES {
         if system.exists(shown) {
             report.ok(module, "there");
         } else if is_builtin(system, &release, module) {
             report.ok(module, "built in");
         } else if has_file(system, &release, module) {
             report.missing(module, "not loaded", format!("modprobe {module}"));
-        } else if module == UNSEEN {
-            report.note(
-                module,
-                "neither loaded nor a module",
-                format!("if status shows no connections: a kernel with {option}"),
-            );
         } else {
-            report.missing(
-                module,
-                format!("the kernel {release} has no such module"),
-                format!("a kernel with {option}").replace("a kernel with the", "the"),
-            );
+            let seen = format!("the kernel {release} has no such module");
+            report.missing(module, seen, source);
         }
     }
 }
@@ -118,25 +105,30 @@ mod tests {
             ("/proc/sys/net/smc/rmem", "65536"),
             (
                 "/lib/modules/7.3.4-cloud/modules.dep",
-                "updates/dkms/ivpci.ko.xz: kernel/net/smc/smc.ko\nkernel/not-dibs.ko:\n",
+                "updates/dkms/ivpci.ko.xz: kernel/net/smc/smc.ko\n",
             ),
             (
                 "/lib/modules/7.3.4-cloud/modules.builtin",
-                "kernel/net/smc/smc_diag.ko\n",
+                "kernel/drivers/dibs/dibs.ko\n",
             ),
         ]);
         for (state, module, remedy) in [
             (State::Ok, "smc", ""),
-            (State::Ok, "smc_diag", ""),
+            (State::Ok, "dibs", ""),
             (State::Missing, "ivpci", "modprobe ivpci"),
-            (State::Missing, "dibs", "a kernel with CONFIG_DIBS"),
         ] {
             assert!(says(&report, state, module, remedy), "{module}: {report}");
         }
         let report = checked(&[NEW]);
-        assert!(
-            says(&report, State::Missing, "ivpci", "the package ivpci-dkms"),
-            "{report}"
-        );
+        for (module, remedy) in [
+            ("ivpci", "ivpci-dkms"),
+            ("dibs", "CONFIG_DIBS"),
+            ("smc", "CONFIG_SMC"),
+        ] {
+            assert!(
+                says(&report, State::Missing, module, remedy),
+                "{module}: {report}"
+            );
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! What is set: UEIDs, sizes of buffers, polling; and what `enable` needs.
 
 use super::System;
+use crate::connections;
 use crate::enable::{self, Enabled};
 use crate::ueid;
 use ivsmc_toolkit::check::Report;
@@ -35,6 +36,14 @@ pub(super) fn check(system: &System, report: &mut Report) {
         );
     }
     enabled(system, enable::enabled(), report);
+    match connections::list() {
+        Ok(_) => report.ok("smc_diag", "SMC tells of its connections"),
+        Err(error) => report.note(
+            "smc_diag",
+            format!("SMC does not tell of its connections: {error}"),
+            "modprobe smc_diag; a kernel with CONFIG_SMC_DIAG",
+        ),
+    }
 }
 
 fn ueids(listed: Result<Vec<String>, ueid::Error>, report: &mut Report) {
