@@ -447,7 +447,7 @@ static struct pci_driver ivpci_driver = {
 	.probe = ivpci_probe,
 	.remove = ivpci_remove,
 	.shutdown = ivpci_shutdown,
-	.driver.dev_groups = ivpci_groups,
+	.dev_groups = ivpci_groups, /* PCI gives it to .driver, whatever that has */
 	.driver.pm = pm_sleep_ptr(&ivpci_pm),
 };
 
@@ -478,3 +478,4 @@ module_exit(ivpci_exit);
 
 MODULE_DESCRIPTION("SMC-D over shared memory between virtual machines");
 MODULE_LICENSE("GPL");
+MODULE_VERSION("0.1.0");

@@ -8,10 +8,12 @@
 //! | [`api`] | calls of a VMM's API; [`vm`]: what they say of a VM, and what is to be done |
 //! | [`attach`] | the loop: a task for each VM; [`folder`]: the fabrics' folders; [`complaints`]: what is logged |
 //! | [`list`] | what `ivsmc-host list` shows |
+//! | [`check`] | what `ivsmc-host check` looks at |
 //! | [`drop_link`] | `ivsmc-host drop` and `allow` |
 
 pub mod api;
 pub mod attach;
+pub mod check;
 pub mod complaints;
 pub mod drop_link;
 pub mod folder;

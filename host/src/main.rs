@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `ivsmc-host`: ivsmc devices for a host's VMs, by a policy.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use ivsmc_host::attach::{Timing, attach};
+use ivsmc_host::check;
 use ivsmc_host::drop_link::{Wanted, Wish, drop_link};
 use ivsmc_host::list::list;
 use ivsmc_host::policy::Policy;
+use ivsmc_toolkit::manual;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::error::Error;
 use std::io::{self, Write};
@@ -15,6 +17,8 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Where a host's policy is.
+const POLICY: &str = "/etc/ivsmc/host.toml";
 /// How long `list`, `drop` and `allow` wait for a VM's answer.
 const LIST: Duration = Duration::from_secs(2);
 
@@ -60,6 +64,19 @@ enum Command {
         #[command(flatten)]
         link: Link,
     },
+    /// Look whether all is there that VMs with ivsmc devices need, and say what mends what is not
+    ///
+    /// It changes nothing. Ends with status 1 if something is missing or wrong.
+    Check {
+        #[command(flatten)]
+        given: Given,
+        /// A VMM, to see whether it has --ivsmc
+        #[arg(long, value_name = "FILE")]
+        vmm: Option<PathBuf>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Say whether a policy is one, and if not, in which line and why
     CheckPolicy {
         /// The policy
@@ -68,12 +85,18 @@ enum Command {
         #[arg(long, value_name = "FOLDER", default_value = "/run/ivsmc")]
         run_dir: PathBuf,
     },
+    /// Write manual pages, and completions for bash and zsh, into a folder
+    #[command(hide = true)]
+    Manual {
+        /// The folder
+        folder: PathBuf,
+    },
 }
 
 #[derive(clap::Args)]
 struct Given {
     /// The policy
-    #[arg(long, value_name = "FILE", default_value = "/etc/ivsmc/host.toml")]
+    #[arg(long, value_name = "FILE", default_value = POLICY)]
     policy: PathBuf,
     /// The folder in which each fabric has its own
     #[arg(long, value_name = "FOLDER", default_value = "/run/ivsmc")]
@@ -107,7 +130,14 @@ fn main() -> ExitCode {
         Command::List { given, json } => run_list(&given, json),
         Command::Drop { link } => run_drop(link, Wish::Drop),
         Command::Allow { link } => run_drop(link, Wish::Allow),
-        Command::CheckPolicy { file, run_dir } => check(&file, &run_dir),
+        Command::Check { given, vmm, json } => match run_check(&given, vmm.as_deref(), json) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
+        Command::CheckPolicy { file, run_dir } => check_policy(&file, &run_dir),
+        Command::Manual { folder } => {
+            manual::write(Options::command(), &folder).map_err(Into::into)
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -130,7 +160,7 @@ fn read(policy: &Path, run_dir: &Path) -> Result<Policy, Box<dyn Error>> {
     Ok(Policy::read(policy, &absolute(run_dir)?)?)
 }
 
-fn check(file: &Path, run_dir: &Path) -> Result<(), Box<dyn Error>> {
+fn check_policy(file: &Path, run_dir: &Path) -> Result<(), Box<dyn Error>> {
     let policy = read(file, run_dir)?;
     let fabrics: Vec<_> = policy.fabrics.iter().map(|f| f.name.as_str()).collect();
     writeln!(
@@ -184,6 +214,36 @@ fn run_list(given: &Given, json: bool) -> Result<(), Box<dyn Error>> {
         listing.print(&mut io::stdout())?;
     }
     Ok(())
+}
+
+fn run_check(given: &Given, vmm: Option<&Path>, json: bool) -> Result<ExitCode, Box<dyn Error>> {
+    let mut report = check::host(vmm);
+    let file = given.policy.display().to_string();
+    match read(&given.policy, &given.run_dir) {
+        Ok(policy) => {
+            report.ok(&file, "a policy");
+            let runtime = runtime()?;
+            let listing = runtime.block_on(list(policy.clone(), LIST));
+            runtime.shutdown_background();
+            check::fabrics(&policy, &listing, &mut report);
+        }
+        Err(error) if given.policy == Path::new(POLICY) && !given.policy.exists() => report.note(
+            &file,
+            error.to_string(),
+            "a policy (docs/host.md), or --policy FILE; VMs with an --ivsmc of their own need none",
+        ),
+        Err(error) => report.wrong(
+            &file,
+            error.to_string(),
+            "docs/host.md has what a policy can say",
+        ),
+    }
+    if json {
+        writeln!(io::stdout(), "{}", serde_json::to_string(&report)?)?;
+    } else {
+        write!(io::stdout(), "{report}")?;
+    }
+    Ok(report.exit_code())
 }
 
 fn run_drop(link: Link, wish: Wish) -> Result<(), Box<dyn Error>> {

@@ -556,20 +556,38 @@ impl Running {
 
     /// Waits until the guest has booted anew because of `command`, and can be used again.
     pub(crate) fn restart(&mut self, command: &Command) -> Result<()> {
-        let before = self.shell("cat /proc/sys/kernel/random/boot_id")?;
+        let boot = Command::new(["cat", "/proc/sys/kernel/random/boot_id"]);
+        self.come_back(command, &boot, self.boot_time)
+    }
+
+    /// Has a system take over that was unpacked into a mount of the guest's: its init becomes the first process. That system
+    /// has to start `ivsmc-traffic agent`.
+    pub fn hand_over(&mut self, system: &str, timeout: Duration) -> Result<()> {
+        let line = format!("echo {system} >/run/system && killall ivsmc-traffic");
+        let first = Command::new(["cat", "/proc/1/comm"]);
+        self.come_back(&Command::shell(&line), &first, timeout)
+    }
+
+    /// Waits until what `question` asks of the guest has another answer because of `command`, and the guest can be used again.
+    fn come_back(
+        &mut self,
+        command: &Command,
+        question: &Command,
+        timeout: Duration,
+    ) -> Result<()> {
+        let before = self.check(question)?;
         self.agent.spawn(command)?;
         let start = Instant::now();
         // What is asked of the guest as it was may never be answered.
-        let question = Command::new(["cat", "/proc/sys/kernel/random/boot_id"])
-            .timeout(Duration::from_secs(1));
+        let question = question.clone().timeout(Duration::from_secs(1));
         loop {
             ensure!(
-                start.elapsed() < self.boot_time,
-                "guest {} does not boot again after `{command}`",
+                start.elapsed() < timeout,
+                "guest {} does not come back after `{command}`",
                 self.guest.name
             );
             std::thread::sleep(Duration::from_millis(200));
-            let Ok(mut agent) = connect(&self.guest, &mut self.vmm, self.boot_time) else {
+            let Ok(mut agent) = connect(&self.guest, &mut self.vmm, timeout) else {
                 bail!("guest {} does not come back", self.guest.name);
             };
             // A connection to the guest as it was may have been made still, and then breaks.

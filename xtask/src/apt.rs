@@ -6,7 +6,7 @@
 //! its packages, is not touched.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -40,6 +40,7 @@ pub struct Package {
 /// apt with sources, lists and a cache of its own.
 pub struct Apt {
     options: Vec<String>,
+    sources: PathBuf,
 }
 
 impl Apt {
@@ -91,6 +92,7 @@ impl Apt {
                 "Acquire::Retries=3".to_owned(),
             ]
             .into(),
+            sources,
         })
     }
 
@@ -100,6 +102,11 @@ impl Apt {
         self.options
             .push(format!("APT::Architectures::={architecture}"));
         self
+    }
+
+    /// The file with its sources.
+    pub fn sources(&self) -> &PathBuf {
+        &self.sources
     }
 
     /// A program of apt's, with this configuration.

@@ -3,10 +3,11 @@
 //!
 //! - [`setup`] prepares: [`prerequisites`] (packages), [`kernel_source`], [`kernel`], [`module`] (ivpci),
 //!   [`programs`] (everything in Rust), [`image`] (initramfs of guest and lab VM).
-//! - [`demo`], [`perf`], [`mod@test`], [`conformance`], [`program_suite`] and [`container_suite`] prepare, then [`run`] their runner where
+//! - [`demo`], [`perf`], [`mod@test`], [`conformance`], [`program_suite`], [`container_suite`] and [`installed_suite`] prepare, then [`run`] their runner where
 //!   [`platform`] says: on this machine's KVM, or in the [`lab_vm`].
-//! - [`program_image`] makes what guests need to run programs of Debian's, which it gets by [`apt`].
 //! - [`aarch64`] runs the tests of what runs on hosts for another processor.
+//! - [`program_image`] makes what guests need to run programs of Debian's, which it gets by [`apt`]; [`debian`] makes whole systems.
+//! - [`package`] makes Debian packages of the driver and the tools.
 //! - [`patch_vmm`] brings the device into a checkout of Cloud Hypervisor, by [`diff`]s; [`kernel_patch`] changes Linux by them.
 //! - [`cache`] is the folder outside the repository where everything that is built is kept; [`process`]
 //!   runs commands with a progress line and a log, and ends them at a limit, or when there is no [`heartbeat`].
@@ -16,10 +17,12 @@ mod apt;
 mod cache;
 mod conformance;
 mod container_suite;
+mod debian;
 mod demo;
 mod diff;
 mod heartbeat;
 mod image;
+mod installed_suite;
 mod kernel;
 mod kernel_patch;
 mod kernel_source;
@@ -27,6 +30,7 @@ mod lab_vm;
 #[cfg(test)]
 mod links;
 mod module;
+mod package;
 mod patch_vmm;
 mod perf;
 mod platform;
@@ -79,6 +83,10 @@ enum Command {
     Containers(container_suite::Options),
     /// Compile the device's crate and the host's tool for aarch64, and run their tests by qemu-user.
     Aarch64,
+    /// Make Debian packages: ivpci-dkms, ivsmc-guest, ivsmc-host.
+    Package(package::Options),
+    /// Boot two Debian systems with these packages, and have their services talk SMC-D.
+    Installed(installed_suite::Options),
     /// For maintainers: write guest/linux-patches anew, after a change, with what is around each line in Debian's newest source.
     RecordLinux,
     /// Run the lab's runner by hand, with arguments of your own (`cargo xtask lab -- --help`).
@@ -100,6 +108,8 @@ fn main() -> ExitCode {
         Command::Programs(options) => program_suite::main(&options),
         Command::Containers(options) => container_suite::main(&options),
         Command::Aarch64 => aarch64::main(),
+        Command::Package(options) => package::main(&options),
+        Command::Installed(options) => installed_suite::main(&options),
         Command::RecordLinux => kernel_patch::main(),
         Command::Lab(options) => run::lab(&options),
         Command::PatchVmm(options) => patch_vmm::main(&options),

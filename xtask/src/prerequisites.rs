@@ -42,15 +42,23 @@ const RUN: [&str; 10] = [
     "util-linux",
 ];
 
-/// Installs what is missing.
+/// To make packages.
+pub const PACKAGING: [&str; 5] = ["debhelper", "dh-dkms", "dpkg-dev", "lintian", "mmdebstrap"];
+
+/// Installs what is missing of what all commands need.
 pub fn install(cache: &Cache) -> Result<()> {
+    install_these(cache, &[&BUILD[..], &RUN].concat())
+}
+
+/// Installs what is missing of these.
+pub fn install_these(cache: &Cache, packages: &[&'static str]) -> Result<()> {
     let installed = process::output(Command::new("dpkg-query").args([
         "-W",
         "-f",
         "${db:Status-Status} ${Package}\n",
     ]))
     .context("ivsmc is prepared on Debian, or a system like it, with dpkg and apt")?;
-    let missing = missing(&installed);
+    let missing = missing(&installed, packages);
     if missing.is_empty() {
         return Ok(());
     }
@@ -110,14 +118,13 @@ pub fn install(cache: &Cache) -> Result<()> {
 }
 
 /// Which packages are not in the output of dpkg-query.
-fn missing(installed: &str) -> Vec<&'static str> {
+fn missing(installed: &str, packages: &[&'static str]) -> Vec<&'static str> {
     let installed: HashSet<_> = installed
         .lines()
         .filter_map(|line| line.strip_prefix("installed "))
         .collect();
-    BUILD
+    packages
         .iter()
-        .chain(&RUN)
         .copied()
         .filter(|package| !installed.contains(package))
         .collect()
@@ -137,16 +144,13 @@ mod tests {
 
     #[test]
     fn only_what_is_installed_counts() {
-        let all = BUILD
-            .iter()
-            .chain(&RUN)
-            .map(|package| format!("installed {package}\n"));
+        let all = BUILD.iter().map(|package| format!("installed {package}\n"));
         let all: String = all.collect();
-        assert_eq!(missing(&all), Vec::<&str>::new());
+        assert_eq!(missing(&all, &BUILD), Vec::<&str>::new());
         assert_eq!(
-            missing(&all.replace("installed flex", "config-files flex")),
+            missing(&all.replace("installed flex", "config-files flex"), &BUILD),
             ["flex"]
         );
-        assert_eq!(missing(""), [&BUILD[..], &RUN[..]].concat());
+        assert_eq!(missing("", &BUILD), BUILD);
     }
 }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::apt::Apt;
 use crate::cache::{self, Cache, Key};
+use crate::debian::SUITE;
 use crate::process;
 
 /// Where the programs are, from the repository's top.
@@ -24,8 +25,6 @@ const PACKAGES: &str = "packages";
 const TOOLS: &str = "tools";
 /// In a program's folder, if something is to be built: the script that does it.
 const BUILD: &str = "build";
-/// The release of Debian's that packages are from.
-const SUITE: &str = "trixie";
 /// What each root has for the scripts.
 const BASE: [&str; 2] = ["bash", "busybox-static"];
 /// Whom programs can be: no script of a package's was run that would have made users.
@@ -39,9 +38,10 @@ const GROUP: &str = "root:x:0:\nuser:x:1000:\nnogroup:x:65534:\n";
 pub struct ProgramImage {
     pub name: String,
     /// The version of Debian's package.
-    version: String,
-    root: PathBuf,
-    scripts: PathBuf,
+    pub version: String,
+    /// The archive of the root, and of the scripts.
+    pub root: PathBuf,
+    pub scripts: PathBuf,
 }
 
 impl ProgramImage {
@@ -125,7 +125,7 @@ pub fn build_in(
 }
 
 /// The packages in a file, if it is there.
-fn listed(file: &Path) -> Result<Vec<String>> {
+pub fn listed(file: &Path) -> Result<Vec<String>> {
     if !file.exists() {
         return Ok(Vec::new());
     }
@@ -198,7 +198,7 @@ fn version(folder: &Path) -> Result<String> {
 }
 
 /// Packs a folder.
-fn pack(folder: &Path, archive: &Path) -> Result<()> {
+pub fn pack(folder: &Path, archive: &Path) -> Result<()> {
     let temporary = archive.with_extension("new");
     process::output(
         Command::new("tar")

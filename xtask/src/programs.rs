@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::cache::{Cache, Key};
 use crate::process;
 
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Where the programs are.
 pub struct Programs {

@@ -21,7 +21,7 @@ use crate::{module, process, program_image, programs};
 const LIMITS: [Duration; 2] = [Duration::from_secs(30 * 60), Duration::from_secs(90 * 60)];
 
 /// What the names of the tests with guests have, each in a run of its own: a lab VM that crashes loses no more than one.
-const GROUPS: [&str; 14] = [
+const GROUPS: [&str; 15] = [
     "traffic::",
     "splice::",
     "life::",
@@ -29,6 +29,7 @@ const GROUPS: [&str; 14] = [
     "options::",
     "run::",
     "enable::",
+    "check::",
     "mesh::",
     "faults::",
     "defects::",
@@ -43,7 +44,7 @@ const PROGRAMS: [&str; 3] = ["go", "nginx", "postgresql"];
 
 /// What is run by hand alone, by a command of its own: it takes long.
 #[cfg(test)]
-const BY_HAND: [&str; 2] = ["conformance::", "containers::"];
+const BY_HAND: [&str; 3] = ["conformance::", "containers::", "installed::"];
 
 /// What is run on mainline as well when the kernel was not chosen: that it works there.
 const ON_MAINLINE: &str = "traffic::";

@@ -11,13 +11,19 @@
 //! - [`statistics`]: what SMC has counted.
 //! - [`reason`]: the kernel's codes in words.
 //! - [`warm`]: a connection to each peer that is kept.
+//! - [`boot`]: what a guest sets once for each boot, by its configuration.
+//! - [`check`]: what is missing for SMC-D, and what mends it.
+//! - [`file`]: files that users write.
 //! - [`sigpipe`]: what to do when nobody reads.
 //! - [`socket`]: TCP and SMC sockets.
 //! - [`netlink`]: the messages that all of it is asked and answered in.
 
+pub mod boot;
+pub mod check;
 pub mod connections;
 pub mod devices;
 pub mod enable;
+pub mod file;
 mod generic;
 pub mod namespaces;
 pub mod netlink;

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `ivsmc-guest`: SMC-D for the user of a guest.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use ivsmc_guest::boot::{self, Settings};
 use ivsmc_guest::enable::policy::Policy;
 use ivsmc_guest::owners::Owner;
 use ivsmc_guest::statistics::Statistics;
 use ivsmc_guest::status::Status;
-use ivsmc_guest::{enable, run, sigpipe, ueid, warm};
+use ivsmc_guest::{check, enable, run, sigpipe, ueid, warm};
+use ivsmc_toolkit::manual;
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::net::IpAddr;
-use std::path::PathBuf;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Programs over SMC-D, and the truth about their connections.
@@ -77,11 +79,42 @@ enum Command {
     /// the same. A Linux without ivsmc's patches needs it to open many connections at once
     Warm {
         /// The peers' addresses; the guest's own may be among them
-        #[arg(required = true)]
+        #[arg(required_unless_present = "config")]
         peers: Vec<IpAddr>,
+        /// Take them and the port from the configuration
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["peers", "port"])]
+        config: Option<PathBuf>,
         /// The port on which all of them do it
         #[arg(long, default_value_t = warm::PORT, value_parser = clap::value_parser!(u16).range(1..))]
         port: u16,
+    },
+    /// Look whether all is there that SMC-D needs, and say what mends what is not
+    ///
+    /// With an address, a connection is opened to it over TCP, then one over SMC, and it is said why that is not SMC-D, if
+    /// it is not. Ends with status 1 if something is missing or wrong.
+    Check {
+        /// A peer's address
+        address: Option<IpAddr>,
+        /// A port on which the peer has a server with SMC sockets
+        #[arg(long, requires = "address", default_value_t = warm::PORT, value_parser = clap::value_parser!(u16).range(1..))]
+        port: u16,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Set what a guest needs once for each boot: UEIDs, sizes of buffers, what is enabled
+    ///
+    /// The configuration says what; without one, its defaults are set. Modules are loaded before: smc, ivpci.
+    Boot {
+        /// The configuration
+        #[arg(long, value_name = "FILE", default_value = boot::FILE)]
+        config: PathBuf,
+    },
+    /// Write manual pages, and completions for bash and zsh, into a folder
+    #[command(hide = true)]
+    Manual {
+        /// The folder
+        folder: PathBuf,
     },
     /// The user EIDs: two systems need one in common
     Ueid {
@@ -143,7 +176,30 @@ fn main() -> ExitCode {
             Err(error) => Err(error.into()),
         },
         Command::Status { json, all } => status(json, all),
-        Command::Warm { peers, port } => {
+        Command::Check {
+            address,
+            port,
+            json,
+        } => {
+            let peer = address.map(|address| SocketAddr::new(address, port));
+            match check(peer, json) {
+                Ok(code) => return code,
+                Err(error) => Err(error),
+            }
+        }
+        Command::Boot { config } => set_up(&config),
+        Command::Manual { folder } => {
+            manual::write(Options::command(), &folder).map_err(Into::into)
+        }
+        Command::Warm {
+            peers,
+            port,
+            config,
+        } => {
+            let (peers, port) = match config.map(|file| kept_peers(&file)).transpose() {
+                Ok(configured) => configured.unwrap_or((peers, port)),
+                Err(error) => return failed(&*error),
+            };
             // A service goes on when nobody reads what it says.
             sigpipe::ignore();
             let tell = |line: &str| {
@@ -157,18 +213,57 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "ivsmc-guest: {error}");
-            // What shells give for a program that cannot be run.
-            match error.downcast_ref() {
-                Some(run::Error::Execute { source, .. }) => match source.kind() {
-                    io::ErrorKind::NotFound => ExitCode::from(127),
-                    _ => ExitCode::from(126),
-                },
-                _ => ExitCode::FAILURE,
-            }
-        }
+        Err(error) => failed(&*error),
     }
+}
+
+/// Says why it failed.
+fn failed(error: &(dyn std::error::Error + 'static)) -> ExitCode {
+    let _ = writeln!(io::stderr(), "ivsmc-guest: {error}");
+    // What shells give for a program that cannot be run.
+    match error.downcast_ref() {
+        Some(run::Error::Execute { source, .. }) => match source.kind() {
+            io::ErrorKind::NotFound => ExitCode::from(127),
+            _ => ExitCode::from(126),
+        },
+        _ => ExitCode::FAILURE,
+    }
+}
+
+/// The peers to which the configuration has a connection kept, and the port.
+fn kept_peers(config: &Path) -> Result<(Vec<IpAddr>, u16), Box<dyn std::error::Error>> {
+    let Settings { peers, port, .. } = Settings::read(config)?;
+    if peers.is_empty() {
+        let file = config.display();
+        return Err(format!("warm: {file} has no peers; add [warm], peers = [\"ADDRESS\"]").into());
+    }
+    Ok((peers, port))
+}
+
+/// Says how all is, and how a connection to this peer.
+fn check(peer: Option<SocketAddr>, json: bool) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let mut report = check::guest();
+    if let Some(peer) = peer {
+        check::trial::check(peer, &mut report);
+    }
+    if json {
+        writeln!(io::stdout(), "{}", serde_json::to_string(&report)?)?;
+    } else {
+        write!(io::stdout(), "{report}")?;
+    }
+    Ok(report.exit_code())
+}
+
+/// Sets what the configuration says.
+fn set_up(config: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let errors = Settings::read(config)?.apply();
+    let Some((last, others)) = errors.split_last() else {
+        return Ok(());
+    };
+    for error in others {
+        writeln!(io::stderr(), "ivsmc-guest: {error}")?;
+    }
+    Err(last.to_string().into())
 }
 
 fn change_ueid(change: &Ueid) -> Result<(), Box<dyn std::error::Error>> {

@@ -5,9 +5,15 @@ use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 /// ivshmem's, and so ivsmc's, vendor and device.
 const ID: (&str, &str) = ("0x1af4", "0x1110");
+
+/// How often a file that says "try again" is read, and what is between.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +31,7 @@ pub fn list() -> io::Result<Vec<PciDevice>> {
     list_in(Path::new("/sys/bus/pci/devices"))
 }
 
-fn list_in(folder: &Path) -> io::Result<Vec<PciDevice>> {
+pub(crate) fn list_in(folder: &Path) -> io::Result<Vec<PciDevice>> {
     let mut devices = Vec::new();
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(devices),
@@ -44,11 +50,25 @@ fn list_in(folder: &Path) -> io::Result<Vec<PciDevice>> {
                 .as_deref()
                 .and_then(Path::file_name)
                 .map(|name| name.to_string_lossy().into_owned()),
-            links: read("ivpci_links").lines().map(str::to_owned).collect(),
+            links: patiently(&entry.path().join("ivpci_links"))
+                .lines()
+                .map(str::to_owned)
+                .collect(),
         });
     }
     devices.sort_by(|one, other| one.address.cmp(&other.address));
     Ok(devices)
+}
+
+/// What a file has in it that says "try again" while its device is being changed; nothing if it goes on saying so.
+fn patiently(file: &Path) -> String {
+    for _ in 0..TRIES {
+        match fs::read_to_string(file) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(PAUSE),
+            other => return other.unwrap_or_default(),
+        }
+    }
+    String::new()
 }
 
 #[cfg(test)]

@@ -43,6 +43,11 @@ fn wire(name: &str) -> Result<[u8; LENGTH + 1], Error> {
     Ok(wire)
 }
 
+/// Whether a name can be one.
+pub(crate) fn check(name: &str) -> Result<(), Error> {
+    wire(name).map(drop)
+}
+
 /// Adds a UEID; one that is there already is fine.
 pub fn add(name: &str) -> Result<(), Error> {
     let wire = wire(name)?;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The tests with two guests and more. Guests are shared by tests that leave them as they were.
 
+mod check;
 mod cloud_hypervisor;
 mod compatibility;
 mod conformance;
@@ -10,6 +11,7 @@ mod faults;
 mod guest_life;
 mod host;
 mod hostile_vmm;
+mod installed;
 mod life;
 mod mesh;
 mod options;
@@ -189,10 +191,12 @@ pub fn run(lab: Lab, filter: Option<String>) -> Conclusion {
     splice::add(&mut suite);
     life::add(&mut suite);
     guest_life::add(&mut suite);
+    check::add(&mut suite);
     compatibility::add(&mut suite);
     conformance::add(&mut suite);
     containers::add(&mut suite);
     enable::add(&mut suite);
+    installed::add(&mut suite);
     options::add(&mut suite);
     programs::add(&mut suite);
     run::add(&mut suite);

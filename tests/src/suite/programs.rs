@@ -4,7 +4,7 @@
 //! A program is a folder in `tests/programs`, whose README says what its scripts do. They check what comes out, and tell what they
 //! measured. Here they are run, and it is made sure that all that they sent over SMC-D was sent that way.
 
-use super::{Suite, containers};
+use super::{Suite, containers, installed};
 use crate::guest::{Guest, Running};
 use crate::lab::Lab;
 use crate::measure::{self, Transport, median};
@@ -49,7 +49,7 @@ pub(super) fn staged(lab: &Lab) -> Vec<String> {
     let folders = folders.into_iter().flatten().flatten();
     let mut names: Vec<_> = folders
         .map(|folder| folder.file_name().to_string_lossy().into_owned())
-        .filter(|name| name != containers::ENGINE)
+        .filter(|name| ![containers::ENGINE, installed::SYSTEM].contains(&name.as_str()))
         .collect();
     names.sort();
     names
@@ -283,7 +283,7 @@ impl Counts {
 }
 
 /// Whether the client's connections were SMC-D on both sides, and nothing of their data went another way.
-fn all_is_smcd(before: &[Counts; 2], after: &[Counts; 2]) -> Result<()> {
+pub(super) fn all_is_smcd(before: &[Counts; 2], after: &[Counts; 2]) -> Result<()> {
     let more = |guest: usize, of: fn(&Counts) -> u64| of(&after[guest]) - of(&before[guest]);
     let fallbacks = [more(0, |c| c.fallbacks), more(1, |c| c.fallbacks)];
     ensure!(

@@ -20,12 +20,11 @@
 //! cgroups around it that has a name here; if several names are that cgroup's, by the longest.
 
 use super::connections::{self, Connections};
+use crate::file::{self, Problem};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use toml::Spanned;
 
@@ -33,30 +32,13 @@ use toml::Spanned;
 pub const COMPARED: usize = 128;
 /// Names that a policy may have.
 pub const NAMES: usize = 1024;
-/// Bytes that a policy's file may have.
-const FILE: u64 = 1 << 20;
 
 /// Why there is no policy.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read.
-    #[error("cannot read the policy {}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The file is no policy.
-    #[error("{}:{line}: {problem}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Where in it, from 1.
-        line: usize,
-        /// What is wrong, and what would be right.
-        problem: String,
-    },
+    /// The file cannot be read, or is no policy.
+    #[error(transparent)]
+    File(#[from] file::Error),
     /// The command line is no policy.
     #[error("{0}")]
     CommandLine(String),
@@ -141,10 +123,10 @@ pub struct Policy {
     connections: Option<Connections>,
 }
 
-/// The file.
+/// What a file says.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct File {
+pub(crate) struct Table {
     cgroups: Option<Spanned<Vec<Spanned<String>>>>,
     #[serde(default)]
     except: Vec<Spanned<String>>,
@@ -162,51 +144,25 @@ impl Policy {
 
     /// That of a file, or what is wrong with it.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let unread = |source| Error::Read {
-            path: path.into(),
-            source,
-        };
-        let mut text = String::new();
-        let file = fs::File::open(path).map_err(unread)?;
-        let mut file = file.take(FILE + 1);
-        file.read_to_string(&mut text).map_err(unread)?;
-        if file.limit() == 0 {
-            let kind = io::ErrorKind::FileTooLarge;
-            return Err(unread(io::Error::new(
-                kind,
-                format!("it has more than {FILE} bytes"),
-            )));
-        }
-        Self::parse(&text).map_err(|(line, problem)| Error::File {
-            path: path.into(),
-            line,
-            problem,
-        })
+        Ok(file::read(path, Self::of_table)?)
     }
 
-    /// The error is a line and what is wrong there.
-    fn parse(text: &str) -> Result<Self, (usize, String)> {
-        let line = |at: usize| 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
-        let file: File = toml::from_str(text).map_err(|error| {
-            let at = error.span().map_or(0, |span| span.start);
-            (line(at), error.message().to_owned())
-        })?;
-        if let Some(cgroups) = &file.cgroups
+    /// That of a part of a file.
+    pub(crate) fn of_table(table: Table) -> Result<Self, Problem> {
+        if let Some(cgroups) = &table.cgroups
             && cgroups.get_ref().is_empty()
         {
             let problem = "cgroups is empty: leave it out to have all, or disable";
-            return Err((line(cgroups.span().start), problem.into()));
+            return Err((cgroups.span().start, problem.into()));
         }
         let names = |list: &'_ [Spanned<String>]| -> Vec<(String, usize)> {
             let placed = |name: &Spanned<String>| (name.get_ref().clone(), name.span().start);
             list.iter().map(placed).collect()
         };
-        let cgroups = names(file.cgroups.as_ref().map_or(&[], |list| list.get_ref()));
-        let except = names(&file.except);
-        let at_line = |(at, problem)| (line(at), problem);
-        let mut policy = Self::of(borrowed(&cgroups), borrowed(&except)).map_err(at_line)?;
-        let connections = file.connections.map(Connections::new).transpose();
-        policy.connections = connections.map_err(at_line)?;
+        let cgroups = names(table.cgroups.as_ref().map_or(&[], |list| list.get_ref()));
+        let except = names(&table.except);
+        let mut policy = Self::of(borrowed(&cgroups), borrowed(&except))?;
+        policy.connections = table.connections.map(Connections::new).transpose()?;
         Ok(policy)
     }
 
@@ -282,11 +238,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn parse(text: &str) -> Result<Policy, (usize, String)> {
+        file::parse(text, Policy::of_table)
+    }
+
     #[test]
     fn a_file_and_the_command_line_say_the_same() {
         let file =
             "cgroups = [\n  'nginx.service',\n  'libpod-*',\n]\nexcept = ['backup.service']\n";
-        let file = Policy::parse(file).unwrap();
+        let file = parse(file).unwrap();
         let given = |names: &[&str]| names.iter().map(|n| n.to_string()).collect::<Vec<_>>();
         let line = Policy::new(
             &given(&["nginx.service", "libpod-*"]),
@@ -297,7 +257,7 @@ mod tests {
             file.to_string(),
             "libpod-*, nginx.service; except backup.service"
         );
-        let all = Policy::parse("# nothing\n").unwrap();
+        let all = parse("# nothing\n").unwrap();
         assert_eq!(all, Policy::new(&[], &[]).unwrap());
         assert_eq!(all.to_string(), "everything");
     }
@@ -322,7 +282,7 @@ mod tests {
             ("[connections]\npeer = 1", 2, "unknown field `peer`"),
             (&long, 1, "longer than 126"),
         ] {
-            let (at, problem) = Policy::parse(text).unwrap_err();
+            let (at, problem) = parse(text).unwrap_err();
             assert_eq!(at, line, "{text}: {problem}");
             assert!(problem.contains(said), "{text}: {problem}");
         }
@@ -349,7 +309,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_file_panics(text in ".*") {
-            let _ = Policy::parse(&text);
+            let _ = parse(&text);
         }
 
         #[test]
