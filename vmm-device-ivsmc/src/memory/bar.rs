@@ -176,6 +176,7 @@ mod tests {
     use std::os::unix::fs::{FileExt, MetadataExt};
 
     use super::*;
+    use crate::sys::page_size;
 
     const PLACE: u64 = 4 << 20;
 
@@ -217,7 +218,7 @@ mod tests {
         let memory = BarMemory::reserve(8 * PLACE, PLACE).unwrap();
         let small = Window::create(PLACE / 2, false).unwrap();
         memory.put(7, &small).unwrap();
-        let page = crate::sys::page_size().unwrap();
+        let page = page_size().unwrap();
         for offset in (0..memory.len()).step_by(page) {
             write(&memory, offset, 1);
             assert_eq!(read(&memory, offset), 1);

@@ -12,6 +12,7 @@ use std::os::unix::net::UnixListener;
 use super::hostile::{HIGH, LOW, OFFER, Scene, eventfd, settled_descriptors};
 use super::*;
 use crate::fabric::wire::{Bye, Message};
+use crate::sys::page_size;
 use crate::test_utils::{keep_log, logged};
 use crate::{EventKind, Window};
 
@@ -265,7 +266,7 @@ fn descriptors_run_out() {
 fn mapped() -> u64 {
     let statm = fs::read_to_string("/proc/self/statm").unwrap();
     let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
-    pages * crate::sys::page_size().unwrap() as u64
+    pages * page_size().unwrap() as u64
 }
 
 #[test]
