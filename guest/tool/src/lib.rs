@@ -13,7 +13,7 @@
 //! - [`warm`]: a connection to each peer that is kept.
 //! - [`boot`]: what a guest sets once for each boot, by its configuration.
 //! - [`check`]: what is missing for SMC-D, and what mends it.
-//! - [`file`]: files that users write.
+//! - [`mod@file`]: files that users write.
 //! - [`sigpipe`]: what to do when nobody reads.
 //! - [`socket`]: TCP and SMC sockets.
 //! - [`netlink`]: the messages that all of it is asked and answered in.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `ivsmc-guest check`: all that has to be so for SMC-D, and what mends what is not.
 //!
-//! - [`kernel`]: version, options, modules.
-//! - [`device`]: the PCI device, its driver, its links.
-//! - [`settings`]: UEIDs, sizes of buffers, what `enable` needs.
+//! - `kernel`: version, options, modules.
+//! - `device`: the PCI device, its driver, its links.
+//! - `settings`: UEIDs, sizes of buffers, what `enable` needs.
 //! - [`trial`]: a connection to a peer.
 
 mod device;
