@@ -3,12 +3,12 @@
 
 use crate::list::{Listing, VmLine};
 use crate::policy::{Fabric, Policy};
-use ivsmc_toolkit::check::Report;
+use ivsmc_toolkit::check::{Report, System};
 use rustix::process::{Resource, getrlimit, getuid};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,28 +21,9 @@ const INOTIFY: u64 = 128;
 const HELP_TIME: Duration = Duration::from_secs(5);
 const HELP_SIZE: u64 = 1 << 20;
 
-/// The files of the system that is looked at.
-struct System {
-    root: PathBuf,
-}
-
-impl System {
-    fn path(&self, file: &str) -> PathBuf {
-        self.root.join(file.trim_start_matches('/'))
-    }
-
-    /// What a file has in it, without the space around that.
-    fn read(&self, file: &str) -> Option<String> {
-        let text = fs::read_to_string(self.path(file)).ok()?;
-        Some(text.trim().to_owned())
-    }
-}
-
 /// Looks at this host: what all VMMs need, and this one, if one is given.
 pub fn host(vmm: Option<&Path>) -> Report {
-    let system = System {
-        root: Path::new("/").into(),
-    };
+    let system = System::here();
     let mut report = Report::default();
     kvm(&system, &mut report);
     limits(&system, &mut report);
@@ -304,19 +285,9 @@ mod tests {
 
     const POLICY: &str = "sockets = ['/run/x/*.sock']\n[[fabric]]\nname = 'blue'\nvms = ['*']\n";
 
-    fn says(report: &Report, state: State, what: &str, remedy: &str) -> bool {
-        report.findings.iter().any(|finding| {
-            finding.state == state
-                && finding.what == what
-                && finding.remedy.as_deref().unwrap_or("").contains(remedy)
-        })
-    }
-
     fn system(files: &[(&str, &str)]) -> (tempfile::TempDir, System) {
         let folder = tempfile::tempdir().unwrap();
-        let system = System {
-            root: folder.path().into(),
-        };
+        let system = System::at(folder.path());
         for (file, text) in files {
             let path = system.path(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -343,7 +314,7 @@ mod tests {
             (State::Note, "seccomp", "CONFIG_SECCOMP_FILTER"),
             (State::Note, "landlock", "lsm=landlock"),
         ] {
-            assert!(says(&report, state, what, remedy), "{what}: {report}");
+            assert!(report.says(state, what, remedy), "{what}: {report}");
         }
     }
 
@@ -367,8 +338,8 @@ mod tests {
             "{report}"
         );
         limits(&system, &mut report);
-        assert!(says(&report, State::Ok, "inotify", ""), "{report}");
-        assert!(says(&report, State::Ok, "huge pages", ""), "{report}");
+        assert!(report.says(State::Ok, "inotify", ""), "{report}");
+        assert!(report.says(State::Ok, "huge pages", ""), "{report}");
     }
 
     #[test]
@@ -394,10 +365,7 @@ mod tests {
             "{report}"
         );
         let without = without.display().to_string();
-        assert!(
-            says(&report, State::Wrong, &without, "patch-vmm"),
-            "{report}"
-        );
+        assert!(report.says(State::Wrong, &without, "patch-vmm"), "{report}");
     }
 
     #[test]
@@ -416,20 +384,17 @@ mod tests {
         };
         let report = checked(None);
         assert!(
-            says(&report, State::Note, "fabric blue", "ivsmc-host"),
+            report.says(State::Note, "fabric blue", "ivsmc-host"),
             "{report}"
         );
-        assert!(
-            says(&report, State::Note, "VMs", "--api-socket"),
-            "{report}"
-        );
+        assert!(report.says(State::Note, "VMs", "--api-socket"), "{report}");
         let report = checked(Some(0o1777));
         assert!(
-            says(&report, State::Wrong, "fabric blue", "chmod o-w"),
+            report.says(State::Wrong, "fabric blue", "chmod o-w"),
             "{report}"
         );
         let report = checked(Some(0o3770));
-        assert!(says(&report, State::Ok, "fabric blue", ""), "{report}");
+        assert!(report.says(State::Ok, "fabric blue", ""), "{report}");
     }
 
     #[test]
@@ -453,7 +418,7 @@ mod tests {
         ] {
             let mut report = Report::default();
             look(&vm, &mut report);
-            assert!(says(&report, state, "VM web", remedy), "{report}");
+            assert!(report.says(state, "VM web", remedy), "{report}");
         }
         let policy = Policy::parse(POLICY, Path::new("/nonexistent")).unwrap();
         let skipped = SkippedLine {
@@ -467,7 +432,7 @@ mod tests {
         let mut report = Report::default();
         fabrics(&policy, &listing, &mut report);
         assert!(
-            says(&report, State::Note, "sockets", "docs/host.md"),
+            report.says(State::Note, "sockets", "docs/host.md"),
             "{report}"
         );
     }

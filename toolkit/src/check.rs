@@ -3,7 +3,44 @@
 
 use serde::Serialize;
 use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// The files of a system that is looked at.
+#[derive(Debug, Clone)]
+pub struct System {
+    root: PathBuf,
+}
+
+impl System {
+    /// This one.
+    pub fn here() -> Self {
+        System::at("/")
+    }
+
+    /// One whose files are in a folder.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        System { root: root.into() }
+    }
+
+    /// Where one of its files is.
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.root
+            .join(Path::new(file).strip_prefix("/").unwrap_or(Path::new(file)))
+    }
+
+    /// Whether it has a file.
+    pub fn exists(&self, file: &str) -> bool {
+        self.path(file).exists()
+    }
+
+    /// What a file has in it, without the space around that.
+    pub fn read(&self, file: &str) -> Option<String> {
+        let text = fs::read_to_string(self.path(file)).ok()?;
+        Some(text.trim().to_owned())
+    }
+}
 
 /// How something is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -75,6 +112,14 @@ impl Report {
         self.findings.iter().all(good)
     }
 
+    /// Whether something that was looked at is in this state, with this in what mends it.
+    pub fn says(&self, state: State, what: &str, remedy: &str) -> bool {
+        self.findings.iter().any(|finding| {
+            let mends = finding.remedy.as_deref().unwrap_or("");
+            finding.state == state && finding.what == what && mends.contains(remedy)
+        })
+    }
+
     /// The status with which the tool ends: 0 if nothing is missing or wrong, else 1.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(u8::from(!self.is_good()))
@@ -105,6 +150,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn files_are_those_of_the_system() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("proc")).unwrap();
+        fs::write(folder.path().join("proc/version"), " 1\n").unwrap();
+        let system = System::at(folder.path());
+        assert_eq!(system.read("/proc/version").as_deref(), Some("1"));
+        assert!(system.exists("/proc") && !system.exists("/proc/self"));
+        assert_eq!(System::here().path("/proc"), Path::new("/proc"));
+    }
+
+    #[test]
     fn what_is_amiss_is_shown_and_decides() {
         let mut report = Report::default();
         report.ok("SMC", "there");
@@ -112,6 +168,9 @@ mod tests {
         assert!(report.is_good());
         report.missing("UEID", "none", "ivsmc-guest ueid add NAME");
         assert!(!report.is_good());
+        assert!(report.says(State::Missing, "UEID", "ueid add"));
+        assert!(!report.says(State::Wrong, "UEID", "ueid add"));
+        assert!(!report.says(State::Ok, "SMC", "ueid add"));
         assert_eq!(
             report.to_string(),
             "ok       SMC: there\n\

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The device: on the PCI bus, with its driver, known to SMC, with links.
 
-use super::System;
 use crate::devices;
 use crate::pci::{self, PciDevice};
-use ivsmc_toolkit::check::Report;
+use ivsmc_toolkit::check::{Report, System};
 
 pub(super) fn check(system: &System, report: &mut Report) {
     let found = pci::list_in(&system.path("/sys/bus/pci/devices"));
@@ -106,7 +105,6 @@ fn links(device: &PciDevice, report: &mut Report) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::says;
     use super::*;
     use ivsmc_toolkit::check::State;
 
@@ -125,10 +123,7 @@ mod tests {
     fn each_state_of_a_device_has_its_remedy() {
         let mut none = Report::default();
         look(&[], &mut none);
-        assert!(
-            says(&none, State::Missing, "PCI device", "--ivsmc"),
-            "{none}"
-        );
+        assert!(none.says(State::Missing, "PCI device", "--ivsmc"), "{none}");
         let links = "links of 0000:00:05.0";
         for (driver, lines, state, what, remedy) in [
             (None, &[][..], State::Wrong, "PCI device", "modprobe ivpci"),
@@ -166,7 +161,7 @@ mod tests {
             ),
         ] {
             let report = looked(driver, lines);
-            assert!(says(&report, state, what, remedy), "{lines:?}: {report}");
+            assert!(report.says(state, what, remedy), "{lines:?}: {report}");
         }
     }
 }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The kernel: its version, what it was built with, its modules.
 
-use super::System;
-use ivsmc_toolkit::check::Report;
+use ivsmc_toolkit::check::{Report, System};
 
 /// The oldest version with what ivpci is made for.
 const OLDEST: (u32, u32) = (6, 18);
@@ -75,7 +74,7 @@ fn has_file(system: &System, release: &str, module: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{says, system};
+    use super::super::tests::system;
     use super::*;
     use ivsmc_toolkit::check::State;
 
@@ -91,11 +90,11 @@ mod tests {
     #[test]
     fn an_old_kernel_is_wrong() {
         let report = checked(&[("/proc/sys/kernel/osrelease", "6.12.0-1\n")]);
-        assert!(says(&report, State::Wrong, "kernel", "6.18"), "{report}");
+        assert!(report.says(State::Wrong, "kernel", "6.18"), "{report}");
         let report = checked(&[NEW]);
-        assert!(says(&report, State::Ok, "kernel", ""), "{report}");
+        assert!(report.says(State::Ok, "kernel", ""), "{report}");
         let report = checked(&[]);
-        assert!(says(&report, State::Note, "kernel", "6.18"), "{report}");
+        assert!(report.says(State::Note, "kernel", "6.18"), "{report}");
     }
 
     #[test]
@@ -117,7 +116,7 @@ mod tests {
             (State::Ok, "dibs", ""),
             (State::Missing, "ivpci", "modprobe ivpci"),
         ] {
-            assert!(says(&report, state, module, remedy), "{module}: {report}");
+            assert!(report.says(state, module, remedy), "{module}: {report}");
         }
         let report = checked(&[NEW]);
         for (module, remedy) in [
@@ -126,7 +125,7 @@ mod tests {
             ("smc", "CONFIG_SMC"),
         ] {
             assert!(
-                says(&report, State::Missing, module, remedy),
+                report.says(State::Missing, module, remedy),
                 "{module}: {report}"
             );
         }

@@ -11,36 +11,11 @@ mod kernel;
 mod settings;
 pub mod trial;
 
-use ivsmc_toolkit::check::Report;
-use std::fs;
-use std::path::{Path, PathBuf};
-
-/// The files of the system that is looked at.
-struct System {
-    root: PathBuf,
-}
-
-impl System {
-    fn path(&self, file: &str) -> PathBuf {
-        self.root.join(file.trim_start_matches('/'))
-    }
-
-    fn exists(&self, file: &str) -> bool {
-        self.path(file).exists()
-    }
-
-    /// What a file has in it, without the space around that.
-    fn read(&self, file: &str) -> Option<String> {
-        let text = fs::read_to_string(self.path(file)).ok()?;
-        Some(text.trim().to_owned())
-    }
-}
+use ivsmc_toolkit::check::{Report, System};
 
 /// Looks at this system.
 pub fn guest() -> Report {
-    let system = System {
-        root: Path::new("/").into(),
-    };
+    let system = System::here();
     let mut report = Report::default();
     kernel::check(&system, &mut report);
     device::check(&system, &mut report);
@@ -51,28 +26,17 @@ pub fn guest() -> Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ivsmc_toolkit::check::State;
+    use std::fs;
 
     /// A system of these files.
     pub(super) fn system(files: &[(&str, &str)]) -> (tempfile::TempDir, System) {
         let folder = tempfile::tempdir().unwrap();
-        let system = System {
-            root: folder.path().into(),
-        };
+        let system = System::at(folder.path());
         for (file, text) in files {
             let path = system.path(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
         (folder, system)
-    }
-
-    /// Whether the report has this about `what`, with a remedy that has `remedy` in it.
-    pub(super) fn says(report: &Report, state: State, what: &str, remedy: &str) -> bool {
-        report.findings.iter().any(|finding| {
-            finding.state == state
-                && finding.what == what
-                && finding.remedy.as_deref().unwrap_or("").contains(remedy)
-        })
     }
 }

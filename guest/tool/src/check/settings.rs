@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What is set: UEIDs, sizes of buffers, polling; and what `enable` needs.
 
-use super::System;
 use crate::connections;
 use crate::enable::{self, Enabled};
 use crate::ueid;
-use ivsmc_toolkit::check::Report;
+use ivsmc_toolkit::check::{Report, System};
 
 /// The size of buffers with which a message of 64 KiB fits, in bytes.
 const BUFFERS: u64 = 128 << 10;
@@ -109,7 +108,7 @@ fn enabled(system: &System, enabled: Result<Option<Enabled>, enable::Error>, rep
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{says, system};
+    use super::super::tests::system;
     use super::*;
     use ivsmc_toolkit::check::State;
 
@@ -150,7 +149,7 @@ mod tests {
             (State::Note, "enable", "CONFIG_DEBUG_INFO_BTF"),
             (State::Missing, "UEID", "ueid add NAME"),
         ] {
-            assert!(says(&report, state, what, remedy), "{what}: {report}");
+            assert!(report.says(state, what, remedy), "{what}: {report}");
         }
     }
 }
