@@ -26,6 +26,8 @@ const PACKAGES: [&str; 6] = [
     "libstd-rust-dev:arm64",
     "qemu-user",
 ];
+/// What runs a program for aarch64.
+const RUNNER: &str = "qemu-aarch64 -L /usr/aarch64-linux-gnu";
 /// What is tested: what runs on hosts, but for the VMM of demo and tests, which is for x86-64.
 const CRATES: [&str; 2] = ["vmm-device-ivsmc", "ivsmc-host"];
 /// What is seen in the root as it is outside: its arguments are the root, and folders; then comes a command.
@@ -80,9 +82,11 @@ pub fn test(cache: &Cache, repository: &Path) -> Result<(ExitStatus, PathBuf)> {
         // Debian's links to compilers are made by scripts, which were not run.
         .arg("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_LINKER=gcc")
         .arg("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc")
-        .arg(
-            "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64 -L /usr/aarch64-linux-gnu",
-        );
+        .arg(format!(
+            "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER={RUNNER}"
+        ))
+        // For tests that start a program themselves.
+        .arg(format!("IVSMC_TEST_RUNNER={RUNNER}"));
     if let Some(jobs) = std::env::var_os("CARGO_BUILD_JOBS") {
         command.arg(format!("CARGO_BUILD_JOBS={}", jobs.to_string_lossy()));
     }
