@@ -42,10 +42,11 @@ pub struct Options {
 pub fn main(options: &Options) -> Result<()> {
     let repository = crate::repository()?;
     let cache = Cache::open()?;
-    let packages = build(&cache, &repository)?;
+    let date = Date::of(&repository)?;
+    let packages = build_at(&cache, &repository, &date)?;
     if !options.once {
         let target = cache.fresh("package-again-target")?;
-        let again = build_in(&cache, &repository, "package-again", &target)?;
+        let again = build_in(&cache, &repository, &date, "package-again", &target)?;
         cache::remove(&target)?;
         for (first, second) in packages.iter().zip(&again) {
             ensure!(
@@ -73,12 +74,23 @@ pub fn main(options: &Options) -> Result<()> {
 
 /// Builds the packages; gives their files.
 pub fn build(cache: &Cache, repository: &Path) -> Result<Vec<PathBuf>> {
+    build_at(cache, repository, &Date::of(repository)?)
+}
+
+fn build_at(cache: &Cache, repository: &Path, date: &Date) -> Result<Vec<PathBuf>> {
     prerequisites::install_these(cache, &prerequisites::PACKAGING)?;
-    build_in(cache, repository, "package", &cache.path("package-target"))
+    let target = cache.path("package-target");
+    build_in(cache, repository, date, "package", &target)
 }
 
 /// The same in a folder of this name, where cargo builds in `target`.
-fn build_in(cache: &Cache, repository: &Path, name: &str, target: &Path) -> Result<Vec<PathBuf>> {
+fn build_in(
+    cache: &Cache,
+    repository: &Path,
+    date: &Date,
+    name: &str,
+    target: &Path,
+) -> Result<Vec<PathBuf>> {
     let folder = cache.fresh(name)?;
     let tree = folder.join(format!("ivsmc-{VERSION}"));
     fs::create_dir(&tree)?;
@@ -124,13 +136,12 @@ fn build_in(cache: &Cache, repository: &Path, name: &str, target: &Path) -> Resu
         }
     }
 
-    let [seconds, date] = ["%ct", "%cD"].map(|format| last_commit(repository, format));
-    fs::write(tree.join("debian/changelog"), changelog(&date?))?;
+    fs::write(tree.join("debian/changelog"), changelog(&date.text))?;
     let mut command = Command::new("dpkg-buildpackage");
     command
         .args(["--build=binary", "--unsigned-changes", "--unsigned-source"])
         .current_dir(&tree)
-        .env("SOURCE_DATE_EPOCH", seconds?)
+        .env("SOURCE_DATE_EPOCH", &date.seconds)
         .env("IVSMC_VERSION", VERSION)
         .env("LC_ALL", "C");
     let log = cache.log(name)?;
@@ -194,13 +205,26 @@ fn programs(repository: &Path, target: &Path) -> Result<Vec<PathBuf>> {
     Ok(TOOLS.map(|tool| built.join(tool)).into())
 }
 
-/// What git says of the last commit.
-fn last_commit(repository: &Path, format: &str) -> Result<String> {
-    let mut git = Command::new("git");
-    git.current_dir(repository)
-        .args(["log", "-1", &format!("--format={format}")]);
-    let text = process::output(&mut git).context("packages have the last commit's date")?;
-    Ok(text.trim().to_owned())
+/// When packages are from: the last commit's date.
+struct Date {
+    /// Since 1970.
+    seconds: String,
+    /// As in mails.
+    text: String,
+}
+
+impl Date {
+    fn of(repository: &Path) -> Result<Self> {
+        let mut git = Command::new("git");
+        git.current_dir(repository)
+            .args(["log", "-1", "--format=%ct %cD"]);
+        let text = process::output(&mut git).context("packages have the last commit's date")?;
+        let (seconds, text) = text.trim().split_once(' ').context("git tells no date")?;
+        Ok(Date {
+            seconds: seconds.to_owned(),
+            text: text.to_owned(),
+        })
+    }
 }
 
 /// What dpkg wants to know of a version; what is new is in the repository's CHANGELOG.md.
