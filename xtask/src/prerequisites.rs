@@ -28,8 +28,8 @@ const BUILD: [&str; 14] = [
     "dwarves",
 ];
 
-/// To run the guests, and to be run in them.
-const RUN: [&str; 10] = [
+/// To run the guests, and to be run in them; for tests of scripts.
+const RUN: [&str; 11] = [
     "busybox-static",
     "sockperf",
     "redis-tools",
@@ -39,6 +39,7 @@ const RUN: [&str; 10] = [
     "wrk",
     "qemu-system-x86",
     "iproute2",
+    "jq",
     "util-linux",
 ];
 
