@@ -18,9 +18,12 @@ use crate::{prerequisites, process, programs};
 const TARGET: &str = "aarch64-unknown-linux-gnu";
 /// The release of Debian's that packages are from: stable's rustc is too old for this workspace.
 const SUITE: &str = "sid";
-const PACKAGES: [&str; 6] = [
+const PACKAGES: [&str; 8] = [
     "cargo",
     "coreutils",
+    // For scripts of tests.
+    "dash",
+    "jq",
     "gcc-aarch64-linux-gnu",
     "libc6-dev-arm64-cross",
     "libstd-rust-dev:arm64",

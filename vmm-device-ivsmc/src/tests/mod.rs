@@ -20,6 +20,7 @@ mod users;
 mod waiting;
 
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -182,6 +183,9 @@ impl Drop for Vm {
     }
 }
 
+/// The variable with the command that runs this program, if it is for another processor than this machine's: qemu-user.
+const RUNNER: &str = "IVSMC_TEST_RUNNER";
+
 /// Runs an ignored test of this crate in a process of its own, because it counts what the process has, or may
 /// end it.
 fn alone(test: &str) {
@@ -195,7 +199,12 @@ fn alone_on_old_kernel(test: &str) {
 
 fn run_alone(test: &str, variables: &[(&str, &str)]) {
     let program = env::current_exe().unwrap();
-    let output = Command::new(program)
+    // What runs programs that are for another processor.
+    let runner = env::var(RUNNER).unwrap_or_default();
+    let words = runner.split_whitespace().map(OsString::from);
+    let mut words = words.chain([program.into()]);
+    let output = Command::new(words.next().unwrap())
+        .args(words)
         .args(["--exact", "--ignored", "--nocapture", test])
         .envs(variables.iter().copied())
         .output()

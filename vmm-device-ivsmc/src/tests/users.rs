@@ -125,6 +125,10 @@ fn ranges_and_groups_are_admitted() {
     if !is_root() {
         return;
     }
+    if env::var_os(RUNNER).is_some() {
+        eprintln!("skipped: qemu-user has no SO_PEERGROUPS");
+        return;
+    }
     let is_linked = |allow: &[&str], patience| {
         let folder = open_folder();
         let path = folder.path();
