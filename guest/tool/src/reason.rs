@@ -21,7 +21,7 @@ pub fn words(code: u32) -> String {
         0x0303_0000 => {
             "no SMC device found: is ivpci loaded, and is the ivsmc link to the peer up?"
         }
-        0x0303_0001 => "no SMC-D device found: is ivpci loaded?",
+        0x0303_0001 => "no SMC-D device that both can use: is ivpci loaded, and a UEID in common?",
         0x0303_0002 => "no SMC-R device found",
         0x0303_0003 => "the devices do not support SMC-Dv2",
         0x0303_0004 => "the peer sent no SMCv2 extension: no UEID or no SMCv2 device there",

@@ -84,7 +84,12 @@ fn remedy(reason: u32, peers: u32) -> &'static str {
             "ivsmc-guest ueid list on both sides; ivsmc-guest ueid add NAME, the same on both"
         }
         0x0303_0004 | 0x0303_0005 => "run `ivsmc-guest check` in the peer's guest",
-        0x0303_0000 | 0x0303_0001 if is_peers => "run `ivsmc-guest check` in the peer's guest",
+        // What a server says that has no UEID in common with its client.
+        0x0303_0001 if is_peers => {
+            "ivsmc-guest ueid list on both sides; ivsmc-guest ueid add NAME, the same on both; else run \
+             `ivsmc-guest check` in the peer's guest"
+        }
+        0x0303_0000 if is_peers => "run `ivsmc-guest check` in the peer's guest",
         0x0303_0000 | 0x0303_0001 => "what is missing or wrong above",
         0x0303_0007 => {
             "the VMs have to be on one host, and their --ivsmc (or ivsmc-host's policy) in one fabric"
@@ -123,6 +128,8 @@ mod tests {
             (0x0303_0006, 0, "ueid add"),
             (0x0303_0000, 0, "above"),
             (PEER_DECLINED, 0x0303_0000, "in the peer's guest"),
+            (PEER_DECLINED, 0x0303_0001, "ueid add"),
+            (0x0303_0001, 0, "above"),
             (0x0303_0007, 0, "one fabric"),
             (0x030d_0000, 0, "size="),
             (PEER_DECLINED, 0x030d_0000, "size="),
